@@ -1,0 +1,38 @@
+"""The order of the stages, read from DVC: there is no second graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vall_e.config import ConfigError
+
+
+def stage_order(root: str | Path = ".", targets: Sequence[str] = ()) -> list[str]:
+    """The stages of ``dvc.yaml`` so that each comes after what it depends on; ties in alphabetical order.
+
+    Args:
+        root: the project's folder.
+        targets: only these stages and what they depend on; all by default.
+
+    Raises:
+        ConfigError: no DVC project, no such stage, or a ``dvc.yaml`` that DVC cannot read.
+    """
+    import networkx as nx
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            graph = nx.DiGraph()
+            for stage in repo.index.graph.nodes:
+                graph.add_node(stage.addressing)
+            for stage, dependency in repo.index.graph.edges:
+                graph.add_edge(dependency.addressing, stage.addressing)
+    except DvcException as error:
+        raise ConfigError(f"{Path(root).resolve()}: DVC cannot read the pipeline: {error}") from None
+    if unknown := sorted(set(targets) - set(graph)):
+        raise ConfigError(f"no stage {', '.join(unknown)} in dvc.yaml; there are {', '.join(sorted(graph))}")
+    if targets:
+        graph = graph.subgraph(set(targets).union(*(nx.ancestors(graph, target) for target in targets)))
+    return list(nx.lexicographical_topological_sort(graph))

@@ -1,0 +1,152 @@
+"""Profiles: files in ``conf/`` that override parts of ``params.yaml``.
+
+``python -m pipelines.profile digits | xargs dvc exp run`` runs a profile as a DVC experiment, without touching the
+committed parameters; ``python -m pipelines.repro --profile digits`` writes them into ``params.yaml`` and runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ruamel.yaml import YAML
+
+from vall_e.config import ConfigError, Params, merge, parse_params, read_yaml
+
+DEMO = "demo"
+
+
+def _yaml() -> YAML:
+    style = YAML()
+    style.preserve_quotes = True
+    style.width = 4096
+    style.indent(mapping=2, sequence=4, offset=2)
+    style.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return style
+
+
+def committed_params(root: Path) -> str:
+    """``params.yaml`` of the last commit, so that profiles do not pile up; the file itself where there is no commit."""
+    done = subprocess.run(
+        ["git", "show", "HEAD:./params.yaml"], cwd=root, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
+    if done.returncode == 0:
+        return done.stdout
+    return (root / "params.yaml").read_text(encoding="utf-8")
+
+
+def profile_names(root: Path) -> list[str]:
+    """The profiles in ``conf/``: the YAML files that name themselves with ``profile:``."""
+    return sorted(p.stem for p in (root / "conf").glob("*.yaml") if read_yaml(p).get("profile") == p.stem)
+
+
+def profile_overrides(root: Path, name: str) -> dict[str, Any]:
+    """What a profile changes; nothing for ``demo``. Raises ConfigError naming the profiles there are."""
+    if name == DEMO:
+        return {}
+    names = profile_names(root)
+    if name not in names:
+        raise ConfigError(f"no profile {name!r}: there are {', '.join([DEMO, *names])}")
+    return read_yaml(root / "conf" / f"{name}.yaml")
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """``["train.max_steps=10"]`` → ``{"train": {"max_steps": 10}}``; the value is read as YAML."""
+    out: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not all(part.isidentifier() for part in key.split(".")):
+            raise ConfigError(f"--set {setting!r}: expected section.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting!r}: the value is not YAML: {error}") from None
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        out = merge(out, value)
+    return out
+
+
+def overridden(text: str, override: Mapping[str, Any]) -> tuple[str, Params]:
+    """``params.yaml`` with values put over it and its comments kept, and the same validated.
+
+    Raises:
+        ConfigError: a key or a value is not valid.
+    """
+    style = _yaml()
+    document = style.load(text) or {}
+    params = parse_params(merge(yaml.safe_load(text) or {}, dict(override)), "the merged parameters")
+    _put(document, override)
+    buffer = io.StringIO()
+    style.dump(document, buffer)
+    return buffer.getvalue(), params
+
+
+def _put(document: dict, override: Mapping[str, Any]) -> None:
+    for key, value in override.items():
+        if isinstance(value, Mapping) and isinstance(document.get(key), dict):
+            _put(document[key], value)
+        else:
+            document[key] = value
+
+
+def write_params(root: Path, text: str) -> None:
+    """Replace ``params.yaml`` atomically; a file that already says the same is left alone."""
+    path = root / "params.yaml"
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    temporary = path.with_name(".params.yaml.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def settings_for_dvc(override: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Overrides as ``key=value`` in the grammar of ``dvc exp run -S`` (Hydra's)."""
+    out: list[str] = []
+    for key, value in override.items():
+        if isinstance(value, Mapping) and key != "join":  # train.join is null in params.yaml: it is set as a whole
+            out += settings_for_dvc(value, f"{prefix}{key}.")
+        else:
+            out.append(f"{prefix}{key}={_hydra(value)}")
+    return out
+
+
+def _hydra(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_hydra(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_hydra(item) for item in value) + "]"
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return json.dumps(value)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a profile as arguments for ``dvc exp run``, quoted for ``xargs`` and for the shell's ``eval``."""
+    import shlex
+
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.profile",
+        description="Print a profile of conf/ as -S arguments: python -m pipelines.profile digits | xargs dvc exp run",
+    )
+    parser.add_argument("profile", help="name of a file in conf/, without .yaml")
+    args = parser.parse_args(argv)
+    try:
+        settings = settings_for_dvc(profile_overrides(Path("."), args.profile))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(" ".join(f"-S {shlex.quote(setting)}" for setting in settings))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

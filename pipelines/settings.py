@@ -1,0 +1,15 @@
+"""Prefect as the project uses it: its files in the project, no analytics, a temporary API where none is configured."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def use_local_prefect() -> None:
+    """Set what Prefect reads from the environment when it is imported; a value that is already set stays."""
+    os.environ.setdefault("PREFECT_HOME", str((Path.cwd() / ".work" / "prefect").resolve()))
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("DO_NOT_TRACK", "1")

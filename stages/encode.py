@@ -1,0 +1,33 @@
+"""encode: recordings to codes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from stages.runner import Context, Figures, Stage, main
+
+ABOUT = """\
+Trim, level and resample every recording that has phones, and write its codes with text, phones, speaker and split into
+Parquet shards of encode.shard_size utterances. encode.speeds adds copies of the training utterances at other speeds.
+Finished shards wait in .work/, so a killed run goes on where it was."""
+
+
+def run(stage: Context) -> Figures:
+    from vall_e.corpus.encode import encode
+
+    manifest, phones = Path("data/ingest/manifest.parquet"), Path("data/phonemize/phones.parquet")
+    return encode(stage.params, manifest, phones, Path("models/codec"), stage.out("data/encode"))
+
+
+STAGE = Stage(
+    "encode",
+    ABOUT,
+    run,
+    params=("encode", "codec.name"),
+    reads=("data/ingest", "data/phonemize", "models/codec"),
+    writes=("data/encode",),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(STAGE))

@@ -1,0 +1,239 @@
+"""What every stage does around its own work: read and check the parameters, seed, record, time, write whole or nothing.
+
+A stage module declares a ``Stage`` and hands it to ``main``. Its out folders are built beside their places and renamed
+at the end, so a folder that exists is whole, whenever the process was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.recorder import Recorder, TrackingError
+from vall_e.config import Params, load_params
+
+Figures = Mapping[str, Any]
+ROOT = Path(".")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the pipeline's table.
+
+    Attributes:
+        name: name of the module, of the DVC stage and of ``metrics/NAME.json``.
+        about: what the stage does, for ``--help``.
+        run: the work; returns flat figures (``rejected`` may be a dictionary rule → number).
+        params: sections (or ``section.key``) of ``params.yaml`` that it uses.
+        reads: folders and files that earlier stages made.
+        writes: out folders that the stage owns.
+        artifacts: out folders to copy into MLflow, into the model's training run as well.
+        torch_seed: seed torch as well (imports it).
+    """
+
+    name: str
+    about: str
+    run: Callable[[Context], Figures]
+    params: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    artifacts: tuple[str, ...] = ()
+    torch_seed: bool = True
+
+
+@dataclass
+class Context:
+    """What a stage's work is given."""
+
+    stage: Stage
+    params: Params
+    run: Recorder
+    started: float = field(default_factory=time.time)
+
+    def out(self, path: str) -> Path:
+        """The folder to build ``path`` in; the runner renames it to ``path`` when the stage succeeds."""
+        assert path in self.stage.writes, path
+        return _building(Path(path))
+
+
+def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
+    """The command line of a stage. Returns the exit code: 0, or 1 after an error that is said in one line."""
+    args = _parser(stage).parse_args(argv)
+    try:
+        execute(stage, load_params(args.params))
+    except (ValueError, OSError, ImportError, TrackingError) as error:
+        if os.environ.get("VALL_E_DEBUG"):
+            raise
+        ours = type(error).__module__.startswith(("vall_e", "stages"))
+        hint = "" if ours or isinstance(error, OSError) else f" ({_place(error)}; VALL_E_DEBUG=1 shows the traceback)"
+        print(f"{stage.name}: error: {error}{hint}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(f"{stage.name}: stopped{f': {error}' if str(error) else ''}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def execute(stage: Stage, params: Params) -> dict[str, Any]:
+    """Run a stage and leave its outs, ``metrics/NAME.json`` and its MLflow run. Returns the figures.
+
+    Raises:
+        FileNotFoundError: an input is missing, naming the command that makes it.
+    """
+    from vall_e.corpus.work import digest_of
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for path in stage.reads:
+        if not Path(path).exists():
+            raise FileNotFoundError(
+                f"{path} is not there: run `dvc repro {stage.name}`, which makes what {stage.name} needs"
+            )
+    for path in stage.writes:
+        _prepare(Path(path))
+    with Recorder(params.tracking, ROOT, stage.name, params.profile, training_run_of(stage)) as run:
+        run.params(_used(stage, params))
+        seed_everything(getattr(getattr(params, stage.name, None), "seed", 0), with_torch=stage.torch_seed)
+        for path in stage.reads:
+            run.read(path, digest_of(path))
+        context = Context(stage, params, run)
+        figures = dict(stage.run(context))
+        figures["seconds"] = round(time.time() - context.started, 2)
+        for path in stage.writes:
+            _publish(Path(path))
+            run.wrote(path, digest_of(path))
+        write_json(ROOT / "metrics" / f"{stage.name}.json", figures)
+        run.metrics(figures)
+        run.artifact(ROOT / "metrics" / f"{stage.name}.json")
+        for path in stage.artifacts:
+            run.artifact(Path(path), path, parent=True)
+    print(summary_line(stage.name, figures), flush=True)
+    return figures
+
+
+def training_run_of(stage: Stage) -> str | None:
+    """The id of the run that trained the model that a stage reads, written beside the model."""
+    record = ROOT / "models" / "voice" / "run.json"
+    if "models/voice" in stage.reads and record.is_file():
+        return json.loads(record.read_text(encoding="utf-8")).get("run_id")
+    return None
+
+
+def record_cached(stage: Stage, params: Params) -> str:
+    """Record in MLflow that DVC found the stage unchanged. Returns the run's id."""
+    from stages import tracking
+    from vall_e.corpus.work import digest_of
+
+    metrics_file = ROOT / "metrics" / f"{stage.name}.json"
+    figures = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else {}
+    outputs = {path: digest_of(path) for path in stage.writes if Path(path).exists()}
+    return tracking.record_cached(params.tracking, ROOT, stage.name, params.profile, figures, outputs)
+
+
+def seed_everything(seed: int, *, with_torch: bool) -> None:
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - of libraries that draw from the global generator
+    if with_torch:
+        import torch
+
+        torch.manual_seed(seed)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write figures atomically, numbers rounded to six digits after the point."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(_rounded(values), indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def summary_line(name: str, figures: Figures) -> str:
+    """``encode: 3,104 kept · 12 rejected (clipped 10, short 2) · frames 81,234 · 41.2 s``."""
+    parts = []
+    for key, value in figures.items():
+        if key == "rejected" and isinstance(value, Mapping):
+            rules = ", ".join(f"{rule} {count}" for rule, count in value.items())
+            parts.append(f"{sum(value.values()):,} rejected" + (f" ({rules})" if rules else ""))
+        elif key == "kept":
+            parts.append(f"{value:,} kept")
+        elif key != "seconds" and isinstance(value, int | float | str):
+            parts.append(f"{key} {_short(value)}")
+    return f"{name}: " + " · ".join([*parts, f"{figures.get('seconds', 0):.1f} s"])
+
+
+def _short(value: float | str) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def _building(path: Path) -> Path:
+    return path.with_name(f".{path.name}.building")
+
+
+def _prepare(path: Path) -> None:
+    shutil.rmtree(_building(path), ignore_errors=True)
+    _building(path).mkdir(parents=True)
+
+
+def _publish(path: Path) -> None:
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(_building(path), path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _used(stage: Stage, params: Params) -> dict[str, Any]:
+    """The parameters that a stage uses, nested, with the profile's name."""
+    dump = params.model_dump(mode="json")
+    used: dict[str, Any] = {"profile": params.profile}
+    for key in stage.params:
+        value: Any = dump
+        for part in key.split("."):
+            value = value[part]
+        used[key] = value
+    return used
+
+
+def _place(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"
+
+
+def _parser(stage: Stage) -> argparse.ArgumentParser:
+    lines = ["parameters (params.yaml explains each):"]
+    for key in stage.params:
+        owner: Any = Params()
+        for part in key.split("."):
+            owner = getattr(owner, part)
+        fields = owner.model_dump(mode="json") if hasattr(owner, "model_dump") else {}
+        lines += [f"  {key}.{name} = {value}" for name, value in fields.items()] or [f"  {key} = {owner}"]
+    lines += ["", "reads:  " + (", ".join(stage.reads) or "ingest.path"), "writes: " + ", ".join(stage.writes)]
+    lines += [f"        metrics/{stage.name}.json", "", f"In the pipeline: dvc repro {stage.name}"]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m stages.{stage.name}",
+        description=stage.about,
+        epilog="\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--params", default="params.yaml", metavar="FILE", help="parameters (default: params.yaml)")
+    return parser

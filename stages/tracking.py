@@ -1,0 +1,226 @@
+"""The project's record in MLflow, and the only module that imports it. Stages reach it through ``stages.recorder``.
+
+Every stage that runs leaves one MLflow run: its parameters, its figures, the digests of what it read and wrote.
+The runs are linked by tags: ``input.FOLDER`` of one run equals ``output.FOLDER`` of the run that made the folder
+(``made_by.FOLDER`` is that run's id), and ``training_run`` names the run of the model behind it. The training run is
+the parent record of a model: what later stages measure on the model is logged into it as well.
+
+Nothing leaves the machine: telemetry is off, and the default store is SQLite in the project's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from vall_e.config import TrackingConfig
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_MAX_VALUE = 6000  # characters of a parameter that MLflow stores
+_MAX_BATCH = 100  # parameters or tags in one MLflow request
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` → ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numeric leaves of nested figures, with dotted names that MLflow accepts."""
+    return {
+        "".join(c if c.isalnum() or c in "._-/ " else "_" for c in key): float(value)
+        for key, value in flatten(values, prefix).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def store_uri(config: TrackingConfig, root: Path) -> str:
+    """Where the records live: ``tracking.uri``, or an absolute SQLite address in the project's folder."""
+    return config.uri or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+
+
+def _quiet() -> None:
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ.setdefault(name, "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+
+
+def open_store(config: TrackingConfig, root: Path) -> tuple[MlflowClient, str]:
+    """The client and the experiment's id. Database and experiment are made once, however many processes start."""
+    _quiet()
+    from mlflow import MlflowClient
+
+    (root / ".work").mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".work" / "mlflow.lock"):
+        client = MlflowClient(store_uri(config, root))
+        experiment = client.get_experiment_by_name(config.experiment)
+        if experiment is not None:
+            return client, experiment.experiment_id
+        place = None if config.uri else (root / "mlartifacts").resolve().as_uri()
+        return client, client.create_experiment(config.experiment, artifact_location=place)
+
+
+def git_state(root: Path) -> dict[str, str]:
+    """Tags with the commit and whether files differ from it; empty outside a repository or before its first commit."""
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit = git("rev-parse", "--verify", "-q", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+    except OSError:
+        return {}
+    return {"mlflow.source.git.commit": commit, "git.changed": str(bool(changed)).lower()} if commit else {}
+
+
+class Run:
+    """One MLflow run. Figures given to it appear at once, so a long training can be watched."""
+
+    def __init__(self, client: MlflowClient, run_id: str, parent_id: str | None = None):
+        self.client, self.id, self.parent_id = client, run_id, parent_id
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log nested parameters under dotted names."""
+        from mlflow.entities import Param
+
+        items = [Param(key, str(value)[:_MAX_VALUE]) for key, value in flatten(values).items()]
+        for start in range(0, len(items), _MAX_BATCH):
+            self.client.log_batch(self.id, params=items[start : start + _MAX_BATCH])
+
+    def metrics(self, values: Mapping[str, Any], step: int = 0, when: float | None = None) -> None:
+        """Log the numbers among nested figures under dotted names; ``when`` in seconds since the epoch."""
+        self._metrics(self.id, numbers(values), step, when)
+
+    def parent_metrics(self, values: Mapping[str, Any], prefix: str) -> None:
+        """Log figures into the model's training run, each name behind ``prefix``. Nothing without a training run."""
+        if self.parent_id:
+            self._metrics(self.parent_id, numbers(values, prefix), 0, None)
+
+    def _metrics(self, run_id: str, values: dict[str, float], step: int, when: float | None) -> None:
+        from mlflow.entities import Metric
+
+        items = [Metric(key, value, _milliseconds(when), step) for key, value in values.items()]
+        for start in range(0, len(items), _MAX_BATCH):
+            self.client.log_batch(run_id, metrics=items[start : start + _MAX_BATCH])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        for key, value in values.items():
+            self.client.set_tag(self.id, key, value)
+
+    def artifact(self, path: str | Path, folder: str | None = None, parent: bool = False) -> None:
+        """Copy a file or a folder into the run's artifacts (``parent``: into the training run's as well)."""
+        path = Path(path)
+        log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        for run_id in {self.id, self.parent_id if parent and self.parent_id else self.id}:
+            log(run_id, str(path), folder)
+
+    def read(self, path: str, digest: str) -> None:
+        """Record a dataset that the stage read: a dataset input, and the tag that links it to the run that made it."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        kind = InputTag("mlflow.data.context", path)
+        dataset = Dataset(name=path, digest=digest[:36], source_type="local", source=f'{{"uri": "{path}"}}')
+        self.client.log_inputs(self.id, [DatasetInput(dataset, [kind])])
+        self.tags({f"input.{path}": digest})
+        if maker := find_maker(self.client, self.client.get_run(self.id).info.experiment_id, path, digest):
+            self.tags({f"made_by.{path}": maker})
+
+    def wrote(self, path: str, digest: str) -> None:
+        """Record what the stage made: the tag by which later runs find this one."""
+        self.tags({f"output.{path}": digest})
+
+    def close(self, error: str | None = None, stopped: bool = False, ended: float | None = None) -> None:
+        """End the run: FINISHED, FAILED with the ``error``, or KILLED where it was ``stopped`` from outside."""
+        if error:
+            self.client.set_tag(self.id, "error", error[:_MAX_VALUE])
+        status = "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
+        self.client.set_terminated(self.id, status, _milliseconds(ended))
+
+
+def find_maker(client: MlflowClient, experiment_id: str, path: str, digest: str) -> str | None:
+    """The id of the newest run that wrote exactly these bytes to ``path``."""
+    found = client.search_runs([experiment_id], f"tags.`output.{path}` = '{digest}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def _exists(client: MlflowClient, run_id: str | None) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(run_id) and client.get_run(run_id) is not None
+    except MlflowException:  # the model was trained elsewhere, or the database is a new one
+        return False
+
+
+def start(
+    config: TrackingConfig,
+    root: Path,
+    stage: str,
+    profile: str,
+    training_run: str | None = None,
+    started: float | None = None,
+) -> Run:
+    """Begin the run of one stage.
+
+    Args:
+        root: the project's folder.
+        training_run: id of the run that trained the model this stage works on; one that is not in this
+            store (a model from elsewhere) is left out.
+        started: seconds since the epoch; now by default.
+    """
+    client, experiment = open_store(config, root)
+    parent = training_run if _exists(client, training_run) else None
+    tags = {"stage": stage, "profile": profile, "host": socket.gethostname(), "mlflow.source.name": f"stages.{stage}"}
+    tags |= git_state(root)
+    if parent:
+        tags |= {"training_run": parent, "mlflow.parentRunId": parent}
+    created = client.create_run(experiment, _milliseconds(started), tags, run_name=f"{stage} {profile}")
+    return Run(client, created.info.run_id, parent)
+
+
+def _milliseconds(seconds: float | None) -> int:
+    return int((time.time() if seconds is None else seconds) * 1000)
+
+
+def record_cached(
+    config: TrackingConfig, root: Path, stage: str, profile: str, metrics: Mapping[str, Any], outputs: Mapping[str, str]
+) -> str:
+    """Record that DVC had no work for a stage: a run tagged ``cached`` that names the run that made its outs.
+
+    Args:
+        metrics: the stage's figures as they stand on disk.
+        outputs: digest of each out folder.
+
+    Returns:
+        the id of the new run.
+    """
+    client, experiment = open_store(config, root)
+    tags = {"stage": stage, "profile": profile, "cached": "true", "mlflow.source.name": f"stages.{stage}"}
+    makers = [find_maker(client, experiment, path, digest) for path, digest in outputs.items()]
+    if makers and makers[0]:
+        tags["cached_from"] = makers[0]
+    created = client.create_run(experiment, tags=tags | git_state(root), run_name=f"{stage} {profile} (cached)")
+    run = Run(client, created.info.run_id)
+    run.metrics(metrics)
+    run.close()
+    return run.id

@@ -1,0 +1,111 @@
+"""Samples and batches: pure in (seed, step), complete, and never of the test set."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from tests.tiny import CODES, corpus, model_config, train_config
+from vall_e.config import JoinConfig, TrainConfig
+from vall_e.corpus.splits import held_out
+from vall_e.data.batches import POOL, Batches
+from vall_e.data.samples import SampleMaker
+
+SPACE = 3
+
+
+def _maker(train: TrainConfig, fraction: float = 0.3, *, augment: bool = True, kind: str = "ar-depth") -> SampleMaker:
+    return SampleMaker(corpus(), train, model_config(kind), CODES, SPACE, 0, fraction, augment=augment)
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    one, two = Batches(_maker(train_config()), 120, 5), Batches(_maker(train_config()), 120, 5)
+    forward = [one.batch(step) for step in range(20)]
+    for step in (17, 3, 8, 0):
+        for a, b in zip(forward[step], two.batch(step), strict=True):
+            np.testing.assert_array_equal(a.response, b.response)
+            np.testing.assert_array_equal(a.corrupted, b.corrupted)
+            np.testing.assert_array_equal(a.prompt, b.prompt)
+    other = Batches(_maker(train_config()), 120, 6).batch(0)
+    assert any(a.response.tobytes() != b.response.tobytes() for a, b in zip(forward[0], other, strict=False))
+
+
+def test_every_utterance_comes_once_an_epoch() -> None:
+    """Without joining, a response is one utterance; three pools hold whole epochs and a part of one."""
+    batches = Batches(_maker(train_config(join=None, text_dropout=0.0)), 100, 0)
+    seen = Counter(tuple(s.text.tolist()) for step in range(POOL * 6) for s in batches.batch(step))
+    total = batches.samples_per_pool * 6
+    assert sum(seen.values()) == total
+    assert max(seen.values()) - min(seen.values()) <= 6  # each of four words is a quarter of the corpus
+
+
+def test_batches_keep_to_their_budget() -> None:
+    batches = Batches(_maker(train_config()), 200, 0)
+    cost = [len(b) * max(s.length for s in b) for b in (batches.batch(k) for k in range(POOL * 4))]
+    assert 120 < np.mean(cost) < 260
+
+
+def test_held_out_strings_are_never_made() -> None:
+    maker = _maker(train_config(text_dropout=0.0), fraction=0.5)
+    rng = np.random.default_rng(0)
+    made = Counter()
+    for index in range(300):
+        made[tuple(maker.make(index % 24, 10**6, rng).text.tolist())] += 1
+    words = [" ".join(f"w{t - 4}" for t in text if t != SPACE) for text in made]
+    joined = [text for text in words if " " in text]
+    assert len(joined) > 20
+    assert not any(held_out(text, 0, 0.5) for text in joined)
+
+
+def test_joined_clips_share_a_speaker_and_their_text_is_joined_with_a_gap() -> None:
+    maker = _maker(train_config(text_dropout=0.0, join=JoinConfig(min_clips=2, max_clips=2, gap_seconds=(0.06, 0.06))))
+    sample = maker.make(0, 0, np.random.default_rng(1))
+    assert sample.text[1] == SPACE
+    lengths = [4 + int(t) - 4 for t in sample.text[[0, 2]]]
+    assert sample.response.shape[1] == sum(lengths) + 3  # 0.06 s at 50 frames a second
+
+
+def test_curriculum_starts_with_the_shortest() -> None:
+    join = JoinConfig(min_clips=1, max_clips=5, curriculum_steps=100)
+    maker = _maker(train_config(join=join, text_dropout=0.0), fraction=0.0)
+    rng = np.random.default_rng(0)
+    clips = [[int((maker.make(i, step, rng).text == SPACE).sum()) + 1 for i in range(24)] for step in (0, 1000)]
+    assert set(clips[0]) == {1}
+    assert max(clips[1]) == 5
+
+
+def test_dropping_and_corrupting_happen_at_their_rates_and_only_in_training() -> None:
+    train = train_config(text_dropout=0.3, prompt_dropout=0.2, input_mask=0.25, input_random=0.0)
+    rng = np.random.default_rng(0)
+    samples = [_maker(train).make(i % 24, 0, rng) for i in range(300)]
+    assert np.mean([len(s.text) == 0 for s in samples]) == pytest.approx(0.3, abs=0.08)
+    assert np.mean([s.prompt.shape[1] == 0 for s in samples]) == pytest.approx(0.2, abs=0.08)
+    masked = np.concatenate([s.corrupted[0] == CODES for s in samples])
+    assert masked.mean() == pytest.approx(0.25, abs=0.04)
+    assert all(
+        (s.corrupted[:, s.corrupted[0] != CODES] == s.response[:, s.corrupted[0] != CODES]).all() for s in samples
+    )
+    plain = _maker(train, augment=False).make(0, 0, rng)
+    assert plain.corrupted is None
+    assert len(plain.text) > 0
+
+
+def test_levels_are_drawn_by_their_weights() -> None:
+    config = model_config("ar+nar", level_weights=(1.0, 3.0, 0.000001))
+    maker = SampleMaker(corpus(), train_config(), config, CODES, SPACE, 0, 0.0, augment=True)
+    rng = np.random.default_rng(0)
+    drawn = Counter(maker.make(i % 24, 0, rng).level for i in range(400))
+    assert drawn[1] / drawn[0] == pytest.approx(3.0, rel=0.3)
+    with pytest.raises(ValueError, match="2 entries for a codec of 3 levels"):
+        SampleMaker(
+            corpus(),
+            train_config(),
+            model_config("ar+nar", level_weights=(1.0, 1.0)),
+            CODES,
+            SPACE,
+            0,
+            0.0,
+            augment=True,
+        )

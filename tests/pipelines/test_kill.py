@@ -1,0 +1,115 @@
+"""Kill a stage in the middle with SIGKILL, run ``dvc repro`` again: the same result, without starting over."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipelines.process import run_process
+from pipelines.profile import overridden
+from vall_e.corpus.work import digest_of
+
+pytestmark = pytest.mark.slow
+SECONDS = 300
+SETTINGS = {
+    "profile": "kill-test",
+    "ingest": {"source": "folder", "path": "recordings", "layout": "pattern", "pattern": "{text}_{speaker}_{take}"}
+    | {"split_by": "utterance", "min_seconds": 0.1},
+    "transcribe": {"verify_fraction": 0.0},
+    "codec": {"mel": {"steps": 4, "width": 16, "codes": 16, "code_dim": 8, "batch_size": 4}},
+    "encode": {"shard_size": 5, "speeds": [0.9, 1.1]},
+    "model": {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 1, "ff_dim": 64, "depth_dim": 32},
+    "train": {"max_steps": 60, "checkpoint_every": 10, "batch_frames": 400, "validate_every": 30, "threads": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, project_root) -> Path:
+    """A copy of the project with 60 hums of two speakers for recordings, and its first stages done."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("vall_e", "stages", "pipelines", ".dvc"):
+        ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp")
+        shutil.copytree(project_root / name, root / name, ignore=ignored)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(project_root / name, root)
+    subprocess.run(["git", "init", "-q", "."], cwd=root, check=True)
+    text, _ = overridden((project_root / "params.yaml").read_text(encoding="utf-8"), SETTINGS)
+    (root / "params.yaml").write_text(text, encoding="utf-8")
+    random = np.random.default_rng(0)
+    (root / "recordings").mkdir()
+    for speaker, pitch in (("ann", 200.0), ("bob", 110.0)):
+        for take in range(30):
+            phase = np.cumsum(pitch * random.uniform(0.9, 1.2, 16_000)) / 16_000 * 2 * np.pi
+            word = ("one", "two", "three")[take % 3]
+            soundfile.write(root / "recordings" / f"{word}_{speaker}_{take}.wav", 0.3 * np.sin(phase), 16_000)
+    _run(root, [sys.executable, "-m", "dvc", "repro", "fit_codec", "phonemize"])
+    return root
+
+
+def _environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "TQDM_MININTERVAL": "0", "OMP_NUM_THREADS": "1"}
+
+
+def _run(root: Path, command: list[str]) -> list[str]:
+    code, lines = run_process(command, lambda line: None, cwd=root, env=_environment(), timeout=SECONDS)
+    assert code == 0, "\n".join(lines[-30:])
+    return lines
+
+
+def _kill_when(root: Path, stage: str, pattern: str, count: int) -> None:
+    """Start ``dvc repro STAGE`` and kill its process group as soon as ``count`` files match in the work folder."""
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
+    process = subprocess.Popen(command, cwd=root, env=_environment(), start_new_session=True)
+    until = time.monotonic() + SECONDS
+    try:
+        while len(list(root.glob(f".work/{stage}-*/{pattern}"))) < count:
+            assert process.poll() is None, f"{stage} ended before it could be killed"
+            assert time.monotonic() < until, f"{stage} never wrote {count} x {pattern}"
+            time.sleep(0.002)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _first_progress(lines: list[str], stage: str) -> tuple[int, int]:
+    """Where the stage's progress bar began, and where it ends."""
+    found = next(match for line in lines if (match := re.search(rf"{stage}:.* (\d+)/(\d+) ", line)))
+    return int(found[1]), int(found[2])
+
+
+def test_encode(project):
+    _kill_when(project, "encode", "shard-*.parquet", 4)
+    assert not (project / "data/encode").exists()
+    lines = _run(project, [sys.executable, "-m", "dvc", "repro", "--single-item", "encode"])
+    began, total = _first_progress(lines, "encode")
+    assert 20 <= began < total == 60
+    assert not list(project.glob(".work/encode-*"))
+    resumed = digest_of(project / "data/encode")
+    _run(project, [sys.executable, "-m", "stages.encode"])
+    assert digest_of(project / "data/encode") == resumed
+
+
+def test_train(project):
+    _run(project, [sys.executable, "-m", "dvc", "repro", "similar"])
+    _kill_when(project, "train", "last.ckpt", 1)
+    assert not (project / "models/voice").exists()
+    lines = _run(project, [sys.executable, "-m", "dvc", "repro", "--single-item", "train"])
+    began, total = _first_progress(lines, "train")
+    assert 10 <= began < total == 60
+    resumed = digest_of(project / "models/voice/model.safetensors")
+    curves = (project / "plots/train.csv").read_text(encoding="utf-8")
+    _run(project, [sys.executable, "-m", "stages.train"])
+    assert digest_of(project / "models/voice/model.safetensors") == resumed
+    losses = [line for line in curves.splitlines() if ",loss," in line]
+    assert losses == [line for line in (project / "plots/train.csv").read_text().splitlines() if ",loss," in line]

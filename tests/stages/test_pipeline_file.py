@@ -1,0 +1,140 @@
+"""``dvc.yaml`` says what the stages really use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.test_architecture import ROOT, imports
+from vall_e.config import Params, Section
+
+NAMES = ["ingest", "transcribe", "phonemize", "fit_codec", "encode", "similar", "train", "evaluate", "score", "report"]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+# Values are in params.yaml, unfinished work is keyed by its own content: neither shapes a result.
+NO_DEPENDENCY = {"vall_e/config.py", "vall_e/corpus/work.py"}
+# Parameters that change no result: how many processes work.
+NO_PARAMETER = {"encode.workers"}
+
+
+def _declared(kind: str, stage: str) -> list[str]:
+    return [item if isinstance(item, str) else next(iter(item)) for item in PIPELINE[stage].get(kind, [])]
+
+
+def _upstream(stage: str) -> set[str]:
+    made = {out: name for name in NAMES for kind in ("outs", "metrics", "plots") for out in _declared(kind, name)}
+    before = {made[dep] for dep in _declared("deps", stage) if dep in made}
+    return before.union(*(_upstream(name) for name in before))
+
+
+def _closure(start: Path) -> set[str]:
+    """The library's files that a stage imports, directly or not."""
+    seen: set[Path] = set()
+    todo = [start]
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in imports(path):
+            module = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+            if name.startswith("vall_e.") and module.is_file():
+                todo.append(module)
+    return {path.relative_to(ROOT).as_posix() for path in seen} - NO_DEPENDENCY
+
+
+def _keys(section: Section, path: str = "") -> list[str]:
+    out = []
+    for name in type(section).model_fields:
+        value, key = getattr(section, name), f"{path}{name}"
+        out += _keys(value, f"{key}.") if isinstance(value, Section) else [key]
+    return out
+
+
+def test_ten_stages_and_no_other():
+    assert sorted(PIPELINE) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_code_that_a_stage_imports_is_a_dependency(name):
+    """Of the stage, or of one before it: then a change reruns that one, and this one through its outs."""
+    declared = [dep for stage in [name, *_upstream(name)] for dep in _declared("deps", stage)]
+    code = _closure(ROOT / "stages" / f"{name}.py")
+    missing = [file for file in sorted(code) if not any(file == d or file.startswith(f"{d}/") for d in declared)]
+    assert missing == []
+    assert f"stages/{name}.py" in _declared("deps", name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dependencies_exist(name):
+    code = [dep for dep in _declared("deps", name) if dep.startswith(("vall_e", "stages"))]
+    assert [dep for dep in code if not (ROOT / dep).exists()] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stages_table_and_dvc_agree(name):
+    stage = import_module(f"stages.{name}").STAGE
+    made = {out for other in NAMES for kind in ("outs", "plots") for out in _declared(kind, other)}
+    reads = {dep for dep in _declared("deps", name) if dep in made}
+    assert {"plots" if path.startswith("plots/") else path for path in reads} == set(stage.reads)
+    outs = {
+        path.split("/")[0] if path.startswith("plots/") else path
+        for path in _declared("outs", name) + _declared("plots", name)
+    }
+    assert outs == set(stage.writes)
+    assert PIPELINE[name]["cmd"] == f"python -m stages.{name}"
+    assert f"metrics/{name}.json" in _declared("metrics", name)
+    declared = _declared("params", name)
+    for key in stage.params:
+        assert any(d == key or key.startswith(f"{d}.") or d.startswith(f"{key}.") for d in declared), key
+    for key in declared:
+        assert any(key == p or key.startswith(f"{p}.") for p in stage.params) or key in ("profile", "tracking"), key
+
+
+def test_every_declared_parameter_exists_and_every_parameter_is_declared():
+    keys = _keys(Params())
+    declared = {key for name in NAMES for key in _declared("params", name)}
+    for key in declared:
+        assert any(leaf == key or leaf.startswith(f"{key}.") for leaf in keys), f"{key} is not a parameter"
+    unused = [leaf for leaf in keys if not any(leaf == key or leaf.startswith(f"{key}.") for key in declared)]
+    assert set(unused) == NO_PARAMETER
+
+
+def _stages_that_run_for(key: str) -> list[str]:
+    direct = {name for name in NAMES if any(d == key or key.startswith(f"{d}.") for d in _declared("params", name))}
+    return [name for name in NAMES if name in direct or direct & _upstream(name)]
+
+
+@pytest.mark.parametrize(
+    "key, first",
+    [
+        ("sampling.temperature", "evaluate"),
+        ("evaluate.utterances", "evaluate"),
+        ("score.dnsmos", "score"),
+        ("report.title", "report"),
+        ("train.max_steps", "train"),
+        ("model.dim", "train"),
+        ("similar.top_k", "similar"),
+    ],
+)
+def test_a_parameter_reruns_no_earlier_stage(key, first):
+    """Late parameters are cheap to change: nothing before ``first`` depends on them."""
+    assert _stages_that_run_for(key) == NAMES[NAMES.index(first) :]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_says_what_a_stage_reads_and_writes_without_loading_anything_heavy(name):
+    script = (
+        f"import sys\nfrom stages import {name}, runner\n"
+        f"try: runner.main({name}.STAGE, ['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'mlflow', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"metrics/{name}.json" in done.stdout and "reads:" in done.stdout
+    for path in import_module(f"stages.{name}").STAGE.writes:
+        assert path in done.stdout

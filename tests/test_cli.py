@@ -1,0 +1,180 @@
+"""The command line: a tiny real voice speaks, wrong usage is refused before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from tests.codecs import small
+from tests.test_jobs import tone, write_jobs
+from vall_e.cli import main
+from vall_e.config import CodecConfig, EncodeConfig, ModelConfig, SamplingConfig
+from vall_e.models.checkpoint import VoiceConfig, save_model
+from vall_e.text.phonemes import phonemize
+from vall_e.text.tokenizer import Tokenizer
+
+
+def make_voice(folder, kind: str = "ar-depth", seed: int = 0):
+    """A voice with random weights that speaks for 0.4 s and knows the sounds of 'one two three'."""
+    torch.manual_seed(seed)
+    codec = small.mel()
+    tokenizer = Tokenizer.fit(phonemize(["one", "two", "three", "one two", "one two three"], "en-us"))
+    config = VoiceConfig(
+        model=ModelConfig(kind=kind, dim=32, layers=2, heads=2, kv_heads=1, ff_dim=64, depth_dim=16),
+        levels=codec.levels, codes=codec.codes, phones=len(tokenizer), codec=CodecConfig(), encode=EncodeConfig(),
+        sampling=SamplingConfig(max_seconds=0.4, candidates=2), language="en-us", with_stress=True,
+        seconds_per_phone=0.1, prompt_seconds=1.0,
+    )  # fmt: skip
+    save_model(folder, config.build(), config)
+    tokenizer.save(folder / "tokenizer.json")
+    codec.save(folder / "codec")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def voice(tmp_path_factory):
+    return make_voice(tmp_path_factory.mktemp("models") / "voice")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return tone(tmp_path_factory.mktemp("reference") / "ref.mp3", 0.8, 44_100)
+
+
+def synth(*arguments) -> int:
+    return main(["synth", *(str(argument) for argument in arguments)])
+
+
+def test_one_text_becomes_a_wave_file(voice, reference, tmp_path, capsys):
+    out = tmp_path / "deep" / "out.wav"
+    assert synth("--model", voice, "--text", "one two three", "--ref-audio", reference, "-o", out, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    wav, rate = soundfile.read(out)
+    assert rate == 16_000 and soundfile.info(out).subtype == "PCM_16"
+    assert result["path"] == str(out) and result["id"] == "out"
+    assert result["frames"] * 320 == len(wav) and result["seconds"] == pytest.approx(len(wav) / rate, abs=1e-3)
+    assert 0 < result["seconds"] <= 0.4
+    assert synth("--model", voice, "--text", "one two three", "--ref-audio", reference, "-o", out) == 0
+    assert str(out) in capsys.readouterr().out
+
+
+def test_the_seed_decides_what_is_drawn(voice, reference, tmp_path):
+    def speak(name, *more):
+        out = tmp_path / name
+        assert synth("--model", voice, "--text", "one", "--ref-audio", reference, "-o", out, *more) == 0
+        return out.read_bytes()
+
+    assert speak("a.wav", "--seed", 1) == speak("b.wav", "--seed", 1) != speak("c.wav", "--seed", 2)
+    greedy = ("--temperature", 0, "--candidates", 1)
+    assert speak("d.wav", "--seed", 1, *greedy) == speak("e.wav", "--seed", 2, *greedy)
+
+
+def test_a_batch_gives_one_line_and_one_file_for_each_job_and_one_for_each_failure(voice, reference, tmp_path, capsys):
+    jobs = write_jobs(
+        tmp_path,
+        {"id": "a", "text": "one two", "ref_audio": str(reference), "seed": 1},
+        {"id": "b", "text": "xylophone", "ref_audio": str(reference)},  # sounds that this voice never saw
+        {"id": "c", "text": "three", "ref_audio": "missing.wav"},
+        "not json",
+        {"id": "../d", "text": "two", "ref_audio": str(reference)},
+        {"id": "e", "text": "three", "ref_audio": str(reference)},
+    )
+    assert synth("--model", voice, "--batch", jobs, "--out-dir", tmp_path / "out", "--batch-size", 4) == 1
+    printed = capsys.readouterr()
+    lines = [json.loads(line) for line in printed.out.splitlines()]
+    assert [line["id"] for line in lines] == ["a", "b", "c", "line 4", "../d", "e"]
+    assert [name for name, line in zip("abcdef", lines, strict=True) if "error" in line] == ["b", "c", "d", "e"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.wav", "e.wav"]
+    assert "2 of 6 jobs spoken" in printed.err
+    assert not (tmp_path / "d.wav").exists()
+    single = tmp_path / "single.wav"
+    assert synth("--model", voice, "--text", "one two", "--ref-audio", reference, "-o", single, "--seed", 1) == 0
+    together, alone = (soundfile.read(path)[0] for path in (tmp_path / "out" / "a.wav", single))
+    assert np.abs(together - alone).max() < 1e-3
+
+
+def test_a_batch_without_failures_ends_well(voice, reference, tmp_path):
+    jobs = write_jobs(tmp_path, {"id": "a", "text": "one", "ref_audio": str(reference)})
+    assert synth("--model", voice, "--batch", jobs, "--out-dir", tmp_path / "out") == 0
+
+
+def test_a_reference_without_a_voice_fails_the_job(voice, tmp_path, capsys):
+    silent = tone(tmp_path / "silent.wav", level=0.0)
+    assert synth("--model", voice, "--text", "one", "--ref-audio", silent, "-o", tmp_path / "out.wav") == 1
+    assert "silent" in capsys.readouterr().err and not (tmp_path / "out.wav").exists()
+
+
+def test_the_newest_voice_is_taken_when_none_is_named(reference, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert synth("--text", "one", "--ref-audio", reference) == 2
+    assert "no trained voice below models/" in capsys.readouterr().err
+    make_voice(tmp_path / "models" / "voice")
+    assert synth("--text", "one", "--ref-audio", reference, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["path"] == "out.wav" and (tmp_path / "out.wav").exists()
+    assert main(["model", "info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["folder"] == "models/voice"
+
+
+@pytest.mark.parametrize("arguments, reason", [
+    ([], "required"),
+    (["--text", "a", "--batch", "b"], "not allowed with"),
+    (["--text", "a"], "--text needs --ref-audio"),
+    (["--text", " ", "--ref-audio", "x"], "--text is empty"),
+    (["--text", "a", "--ref-audio", "x", "--out-dir", "d"], "--out-dir belongs to --batch"),
+    (["--batch", "b"], "--batch needs --out-dir"),
+    (["--batch", "b", "--out-dir", "d", "--ref-text", "x"], "--ref-text belongs to --text"),
+    (["--batch", "nothing.jsonl", "--out-dir", "d"], "nothing.jsonl: No such file"),
+    (["--batch", "empty.jsonl", "--out-dir", "d"], "empty.jsonl has no jobs"),
+    (["--text", "a", "--ref-audio", "x", "--seed", "-1"], "--seed must be between"),
+    (["--text", "a", "--ref-audio", "x", "--top-p", "2"], "--top-p 2.0: Input should be less than or equal to 1"),
+    (["--text", "a", "--ref-audio", "x", "--temperature", "hot"], "invalid float value"),
+    (["--batch", "b", "--out-dir", "d", "--batch-size", "0"], "--batch-size must be at least 1"),
+    (["--text", "a", "--ref-audio", "x", "--model", "nowhere"], "nowhere is no trained voice"),
+])  # fmt: skip
+def test_wrong_usage_is_told_and_exits_with_2(tmp_path, monkeypatch, capsys, arguments, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    try:
+        code = synth(*arguments)
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    assert code == 2 and reason in capsys.readouterr().err
+
+
+def test_a_damaged_voice_is_wrong_usage(reference, tmp_path, capsys):
+    folder = make_voice(tmp_path / "voice")
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    assert synth("--model", folder, "--text", "one", "--ref-audio", reference) == 2
+    assert "model.safetensors" in capsys.readouterr().err
+
+
+def test_model_info_tells_size_and_configuration(voice, capsys):
+    assert main(["model", "info", str(voice), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["model"]["dim"] == 32 and facts["levels"] == 2 and facts["language"] == "en-us"
+    assert facts["parameters"] == sum(p.numel() for p in VoiceConfig.model_validate(
+        {key: facts[key] for key in VoiceConfig.model_fields}).build().state_dict().values())  # fmt: skip
+    assert main(["model", "info", str(voice)]) == 0
+    text = capsys.readouterr().out
+    assert 'model.kind = "ar-depth"' in text and f"{facts['parameters']:,} parameters" in text
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    program = """
+import sys
+from vall_e.cli import main
+try:
+    main(["synth", "--help"])
+finally:
+    heavy = {"torch", "numpy", "pydantic", "soundfile", "tqdm"} & set(sys.modules)
+    print("heavy:", sorted(heavy))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and "heavy: []" in done.stdout and "--ref-audio" in done.stdout

@@ -1,0 +1,50 @@
+"""Tiny models and data that several tests share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vall_e.config import JoinConfig, ModelConfig, TrainConfig
+from vall_e.data.corpus import CodesCorpus, Utterance
+from vall_e.models.packing import Sample
+from vall_e.models.vall_e import VallE
+
+LEVELS, CODES, PHONES = 3, 11, 9
+
+
+def model_config(kind: str = "ar-depth", **changes: object) -> ModelConfig:
+    sizes = {"dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ff_dim": 48, "depth_dim": 32}
+    return ModelConfig(kind=kind, **(sizes | changes))
+
+
+def build(kind: str = "ar-depth", seed: int = 0, **changes: object) -> VallE:
+    torch.manual_seed(seed)
+    return VallE(model_config(kind, **changes), LEVELS, CODES, PHONES).eval()
+
+
+def sample(rng: np.random.Generator, text: int = 4, prompt: int = 5, response: int = 6, level: int = 0) -> Sample:
+    def codes(frames: int) -> np.ndarray:
+        return rng.integers(CODES, size=(LEVELS, frames))
+
+    return Sample(rng.integers(3, PHONES, size=text), codes(prompt), codes(response), level)
+
+
+def corpus(utterances: int = 24, speakers: int = 3, seed: int = 0) -> CodesCorpus:
+    """Words "w0" to "w3" by a few speakers; a word's codes depend on the word, so there is something to learn."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for index in range(utterances):
+        word = index % 4
+        frames = 4 + word
+        codes = (np.arange(LEVELS)[:, None] + word * 2 + np.arange(frames)) % CODES
+        rows.append(
+            Utterance(f"u{index}", f"s{index % speakers}", f"w{word}", np.array([4 + word]), codes.astype(np.int16))
+        )
+    silence = rng.integers(CODES, size=(LEVELS, 5)).astype(np.int16)
+    return CodesCorpus(tuple(rows), silence, 50.0, {"u0": (3, 6)})
+
+
+def train_config(**changes: object) -> TrainConfig:
+    sizes = {"max_steps": 6, "batch_frames": 120, "prompt_seconds": (0.1, 0.2), "join": JoinConfig(max_clips=3)}
+    return TrainConfig(**(sizes | changes))

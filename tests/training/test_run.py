@@ -1,0 +1,158 @@
+"""Training end to end on tiny data: it learns, and a killed run ends as an uninterrupted one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import CODES, LEVELS, model_config
+from vall_e.codecs.mel import MelCodec
+from vall_e.config import EncodeConfig, JoinConfig, MelCodecConfig, Params, TrainConfig
+from vall_e.corpus.encode import codec_facts
+from vall_e.corpus.schema import CODES as CODES_SCHEMA
+from vall_e.corpus.schema import SIMILAR, write_table
+from vall_e.generation.synthesize import Request, SpeechError, Voice
+from vall_e.text.tokenizer import Tokenizer, UnknownPhoneError
+from vall_e.training.module import rate_factor
+from vall_e.training.plan import describe
+from vall_e.training.run import train
+
+CODEC = MelCodecConfig(
+    sample_rate=8000,
+    n_fft=256,
+    hop=160,
+    n_mels=16,
+    codes=CODES,
+    code_dim=4,
+    width=8,
+    levels=LEVELS,
+    griffin_lim_iters=2,
+)
+
+
+def params(steps: int = 8, **changes: object) -> Params:
+    settings = {
+        "max_steps": steps, "batch_frames": 150, "checkpoint_every": 2, "prompt_seconds": (0.1, 0.2), "threads": 1,
+        "precision": "32-true", "join": JoinConfig(max_clips=3), "warmup_steps": 2,
+    }  # fmt: skip
+    return Params(
+        codec={"mel": CODEC.model_dump()}, model=model_config().model_dump(), encode=EncodeConfig(trim_db=None),
+        train=TrainConfig(**(settings | changes)),
+    )  # fmt: skip
+
+
+def make_project(root: Path) -> None:
+    """What the stages before training leave, tiny."""
+    torch.manual_seed(0)
+    codec = MelCodec(CODEC)
+    codec.quantizer.tables.normal_()
+    codec.save(root / "models/codec")
+    import json
+
+    (root / "data/encode").mkdir(parents=True)
+    (root / "data/encode/codec.json").write_text(json.dumps(codec_facts(codec)))
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(30):
+        frames = 6 + index % 4
+        codes = (np.arange(LEVELS)[:, None] + index % 4 + np.arange(frames)) % CODES
+        rows.append({
+            "id": f"u{index}", "speaker": f"s{index % 3}", "language": "en-us", "split": "val" if index > 25 else "train",
+            "text": "abcd"[index % 4], "phones": ["abcd"[index % 4]], "frames": frames, "levels": LEVELS,
+            "codes": codes.reshape(-1).astype(np.int16), "seconds": frames / 50, "source": f"u{index}",
+        })  # fmt: skip
+    write_table(rows, CODES_SCHEMA, root / "data/encode/shard-00000.parquet")
+    near = [{"id": r["id"], "neighbours": [f"u{rng.integers(26)}"], "scores": [0.5]} for r in rows]
+    write_table(near, SIMILAR, root / "data/similar/similar.parquet")
+    Tokenizer(["a", "b", "c", "d", " "]).save(root / "data/phonemize/tokenizer.json")
+
+
+def run(root: Path, config: Params) -> dict:
+    return train(config, root, root / "models/voice", root / "plots/train.csv", root / ".work")
+
+
+def test_training_lowers_the_loss_and_leaves_a_voice_that_speaks(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    figures = run(tmp_path, params(40, text_dropout=0.0, input_mask=0.0, input_random=0.0))
+    curve = [line.split(",") for line in (tmp_path / "plots/train.csv").read_text().splitlines()[1:]]
+    val = [float(value) for step, split, name, value in curve if (split, name) == ("val", "loss")]
+    assert val[-1] < 0.8 * val[0]
+    assert figures["steps"] == 40
+    assert not list((tmp_path / ".work").glob("train-*"))
+    voice = Voice.load(tmp_path / "models/voice", "cpu")
+    prompt = 0.1 * np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+    speech = voice.speak(Request(phones=["a", " ", "b"], prompt=prompt, seed=3))
+    assert speech.wav.shape == (speech.frames * 160,)
+    assert speech.codes.shape[0] == LEVELS
+    assert np.isfinite(speech.wav).all()
+    again = voice.speak_batch(
+        [Request(phones=["d"], prompt=prompt), Request(phones=["a", " ", "b"], prompt=prompt, seed=3)]
+    )
+    np.testing.assert_array_equal(again[1].codes, speech.codes)
+    with pytest.raises(SpeechError, match="nothing to say"):
+        voice.speak(Request(text="", prompt=prompt))
+    with pytest.raises(SpeechError, match="no sound"):
+        voice.speak(Request(phones=["a"], prompt=np.zeros(8000, np.float32)))
+    with pytest.raises(UnknownPhoneError, match="x"):
+        voice.speak(Request(phones=["x"], prompt=prompt))
+    with pytest.raises(SpeechError, match="--ref-text"):
+        voice.speak(Request(phones=["a"], prompt=prompt, continue_prompt=True))
+
+
+def _start(root: Path) -> subprocess.Popen:
+    code = f"from pathlib import Path; from tests.training.test_run import params, run; run(Path({str(root)!r}), params(24))"
+    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for root in (one, two):
+        make_project(root)
+    assert _start(one).wait(timeout=300) == 0
+    process = _start(two)
+    deadline = time.monotonic() + 200
+    while not list(two.glob(".work/train-*/last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    assert process.poll() is None, "the run was over before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (two / "models/voice").exists()
+    checkpoint = next(two.glob(".work/train-*/last.ckpt"))
+    reached = torch.load(checkpoint, weights_only=False, map_location="cpu")["global_step"]
+    assert 0 < reached < 24
+    assert _start(two).wait(timeout=300) == 0
+    a, b = (load_file(root / "models/voice/model.safetensors") for root in (one, two))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    curves = []
+    for root in (one, two):
+        lines = (root / "plots/train.csv").read_text().splitlines()
+        curves.append([line for line in lines if "steps_per_second" not in line])
+    assert curves[0] == curves[1]
+
+
+def test_rate_schedules() -> None:
+    config = TrainConfig(max_steps=100, warmup_steps=10, schedule="linear")
+    assert rate_factor(0, config) == pytest.approx(0.1)
+    assert rate_factor(10, config) == 1.0
+    assert rate_factor(100, config) == pytest.approx(0.02)
+    hold = config.model_copy(update={"schedule": "hold"})
+    assert rate_factor(99, hold) == 1.0
+    cosine = [rate_factor(step, config.model_copy(update={"schedule": "cosine"})) for step in range(10, 101)]
+    assert all(a >= b for a, b in zip(cosine, cosine[1:], strict=False))
+
+
+def test_the_plan_counts_what_would_be_built(tmp_path: Path) -> None:
+    facts = describe(params())
+    assert facts["codec"] == {"name": "mel", "levels": LEVELS, "codes": CODES, "frame_rate": 50.0}
+    make_project(tmp_path)
+    built = run(tmp_path, params(2))["parameters"]
+    assert facts["parameters"] - built == (128 - 8) * 32  # the guessed size of the tokenizer

@@ -1,0 +1,129 @@
+"""EnCodec (2210.13438) at 24 kHz on Meta's ``encodec`` package: 75 frames/s, 2 to 32 levels of 1,024 codes.
+
+The network is causal and without normalisation over time, so silence behind a clip does not change the codes before
+it: clips of different lengths may share a batch when each is first filled up to whole frames. (Below seven frames the
+reflection at a clip's start reaches its end; such clips are too short to be speech.)
+
+Dimensions: B batch, N samples, L levels, T frames = ceil(N / 320), n codes per level, d code width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vall_e.codecs.weights import Published, fill, find_weights, read_saved, read_weights, write_codec
+from vall_e.config import CodecConfig
+
+FILE = "encodec_24khz-d7cc33bc.th"
+KBPS_PER_LEVEL = 0.75  # 75 frames/s of 10 bits
+ARCHITECTURE: dict[str, Any] = {
+    "n_filters": 32, "dimension": 128, "ratios": [8, 5, 4, 2], "n_residual_layers": 1, "lstm": 2,
+    "n_q": 32, "bins": 1024,
+}  # fmt: skip
+
+
+def published() -> Published:
+    """Meta's file, its place in torch's cache and its checksum."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    return Published(f"https://dl.fbaipublicfiles.com/encodec/v0/{FILE}", cache, FILE.split("-")[1].split(".")[0])
+
+
+class EncodecCodec:
+    """See the module; the attributes and methods of ``vall_e.codecs.base.Codec``.
+
+    Args:
+        architecture: sizes of the network; :data:`ARCHITECTURE` is Meta's.
+        bandwidth: kbit/s of the published model; sets L = bandwidth / 0.75.
+
+    Raises:
+        ValueError: the network has fewer levels than ``bandwidth`` asks for.
+    """
+
+    name = "encodec"
+    sample_rate = 24_000
+    residual = True
+    padding_safe = True
+
+    def __init__(self, architecture: dict[str, Any], bandwidth: float) -> None:
+        self.architecture = ARCHITECTURE | architecture
+        unknown = set(self.architecture) - set(ARCHITECTURE)
+        if unknown:
+            raise ValueError(f"encodec: unknown sizes {sorted(unknown)}; known are {sorted(ARCHITECTURE)}")
+        self.bandwidth = bandwidth
+        self.levels, self.codes = round(bandwidth / KBPS_PER_LEVEL), self.architecture["bins"]
+        if self.levels > self.architecture["n_q"]:
+            raise ValueError(
+                f"codec.bandwidth {bandwidth} kbit/s needs {self.levels} levels, the weights have "
+                f"{self.architecture['n_q']}: choose a lower bandwidth"
+            )
+        self.model = _build(self.architecture).eval().requires_grad_(False)
+        self.hop = int(self.model.encoder.hop_length)
+        self.frame_rate = self.sample_rate / self.hop
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def encode(self, wav: Tensor) -> Tensor:
+        """``wav`` float [B, 1, N] in -1..1 → codes int64 [B, L, T], T = ceil(N / 320)."""
+        wav = F.pad(wav.to(self.device, torch.float32), (0, -wav.shape[-1] % self.hop))
+        return self.model.quantizer.vq.encode(self.model.encoder(wav), n_q=self.levels).transpose(0, 1)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """``codes`` int64 [B, l, T] with 1 <= l <= L → wav float [B, 1, T * 320]."""
+        latent = self.model.quantizer.vq.decode(codes.to(self.device).transpose(0, 1))
+        return self.model.decoder(latent)[..., : codes.shape[-1] * self.hop]
+
+    def codebooks(self) -> list[Tensor]:
+        """The L code tables, float [n, d]; the codes of a frame stand for the sum of their vectors."""
+        return [layer.codebook for layer in self.model.quantizer.vq.layers[: self.levels]]
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and model.safetensors: all that ``load`` needs, offline."""
+        description = {"name": self.name, "bandwidth": self.bandwidth, "architecture": self.architecture}
+        write_codec(folder, description, self.model.state_dict())
+
+    @classmethod
+    def load(cls, config: CodecConfig, folder: Path | None, device: str = "cpu") -> EncodecCodec:
+        """From ``folder`` (what ``save`` wrote), else from ``config.weights``, else Meta's published weights.
+
+        A saved folder keeps the bandwidth that it was saved with, so that a model finds the levels it was trained on.
+
+        Raises:
+            FileNotFoundError: no weights; the message says what was tried.
+            ValueError: weights that are not plain tensors or belong to another model.
+        """
+        source, bandwidth = folder, config.bandwidth
+        if source is not None:
+            state, description = read_saved(source, cls.name)
+            bandwidth = description.get("bandwidth", bandwidth)
+        else:
+            source = find_weights(cls.name, config.weights, published())
+            state, description = read_weights(source)
+        codec = cls(description.get("architecture", {}), bandwidth)
+        fill(codec.model, state, source)
+        codec.model.to(device)
+        return codec
+
+
+def _build(architecture: dict[str, Any]) -> torch.nn.Module:
+    """The real network at the given sizes; its weights are random and its code tables zero until filled."""
+    from encodec.model import EncodecModel
+    from encodec.modules import SEANetDecoder, SEANetEncoder
+    from encodec.quantization import ResidualVectorQuantizer
+
+    sizes = {key: architecture[key] for key in ("n_filters", "dimension", "ratios", "n_residual_layers", "lstm")}
+    encoder = SEANetEncoder(channels=1, norm="weight_norm", causal=True, **sizes)
+    decoder = SEANetDecoder(channels=1, norm="weight_norm", causal=True, **sizes)
+    quantizer = ResidualVectorQuantizer(
+        dimension=architecture["dimension"], n_q=architecture["n_q"], bins=architecture["bins"]
+    )
+    bandwidths = [KBPS_PER_LEVEL * architecture["n_q"]]
+    return EncodecModel(encoder, decoder, quantizer, bandwidths, EncodecCodec.sample_rate, channels=1)

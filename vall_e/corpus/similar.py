@@ -1,0 +1,171 @@
+"""The similar stage: for every utterance the most similar ones of its speaker, as prompts for training.
+
+Prompting with an utterance that sounds alike, instead of any of the speaker's, teaches the model to keep manner and
+recording conditions. Neighbours of a training utterance are training utterances; elsewhere they are of the same split.
+Utterances of the same text are no neighbours: short ones would be the most similar of all, and a prompt that says what
+is to be said teaches copying. A copy at another speed has the neighbours of its source at that speed.
+
+Dimensions: U utterances, D width of a feature, N samples, k neighbours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vall_e.audio import load, trim_silence
+from vall_e.config import SimilarConfig
+from vall_e.corpus.encode import load_codes
+from vall_e.corpus.executor import one_thread
+from vall_e.corpus.schema import MANIFEST, SIMILAR, read_rows, write_table
+
+RATE = 16_000
+CHUNK = 1 << 24  # cosines computed at once
+_BATCH = 64  # recordings in memory
+Features = Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+def similar(
+    config: SimilarConfig, manifest: Path, codes_folder: Path, out_dir: Path, progress: bool = True
+) -> dict[str, Any]:
+    """Write ``similar.parquet`` (schema SIMILAR) with a row for every encoded utterance.
+
+    Args:
+        manifest: table MANIFEST, for the recordings' paths.
+        codes_folder: the encode stage's folder.
+        progress: show a bar on stderr.
+
+    Returns:
+        flat figures: seconds, kept, alone (utterances without a neighbour), top1 (mean cosine of the best neighbours).
+
+    Raises:
+        ValueError: the codes come from another manifest.
+    """
+    started = time.perf_counter()
+    encoded = load_codes(codes_folder, ["id", "source", "text"]).to_pylist()
+    texts = {row["source"]: row["text"] for row in encoded}
+    recordings = {row["id"]: row for row in read_rows(manifest, MANIFEST, ["id", "path", "speaker", "split"])}
+    sources = sorted({row["source"] for row in encoded})
+    strangers = [source for source in sources if source not in recordings]
+    if strangers:
+        raise ValueError(f"{manifest} lacks {strangers[0]}, which {codes_folder} has: run the encode stage again")
+    paths = tqdm([recordings[source]["path"] for source in sources], unit="utt", desc="similar", mininterval=1,
+                 disable=not progress)  # fmt: skip
+    features = _features(config)(paths)
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, source in enumerate(sources):
+        groups[recordings[source]["speaker"], recordings[source]["split"]].append(index)
+    near: dict[str, list[tuple[str, float]]] = {}
+    for members in groups.values():
+        names = [sources[index] for index in members]
+        found = nearest(features[members], [texts[name] for name in names], config.top_k)
+        near |= {name: [(names[i], score) for i, score in row] for name, row in zip(names, found, strict=True)}
+    rows = list(_rows(encoded, near))
+    write_table(rows, SIMILAR, Path(out_dir) / "similar.parquet")
+    best = [row["scores"][0] for row in rows if row["scores"]]
+    return {
+        "kept": len(rows),
+        "alone": len(rows) - len(best),
+        "top1": round(float(np.mean(best)), 4) if best else 0.0,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def nearest(
+    features: np.ndarray, texts: Sequence[str], top_k: int, chunk: int = CHUNK
+) -> list[list[tuple[int, float]]]:
+    """The most similar rows of other text to each row, by cosine; of equals the earlier one first.
+
+    Args:
+        features: float [U, D]; a row of zeros is similar to nothing (cosine 0).
+        texts: U texts.
+        top_k: k.
+        chunk: cosines computed at once, which bounds the memory.
+
+    Returns:
+        for each row up to k pairs of index and cosine, best first.
+    """
+    count = len(features)
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = np.divide(features, norms, out=np.zeros(features.shape, dtype=np.float32), where=norms > 0)
+    _, text = np.unique(np.asarray(texts, dtype=str), return_inverse=True)
+    k = min(top_k, count)
+    step = max(1, chunk // count)
+    out = []
+    for start in range(0, count, step):
+        # Rounding makes equals equal: sums of floats in another order differ in the last digits.
+        cosines = np.round(unit[start : start + step] @ unit.T, 5)
+        cosines[text[start : start + step, None] == text] = -np.inf
+        for row in cosines:
+            candidates = np.flatnonzero(row >= np.partition(row, count - k)[count - k])
+            order = candidates[np.argsort(-row[candidates], kind="stable")[:k]]
+            out.append([(int(i), float(row[i])) for i in order if np.isfinite(row[i])])
+    return out
+
+
+def mfcc_statistics(wav: np.ndarray) -> np.ndarray:
+    """Mean and deviation over time of MFCCs 1 to 19 of ``wav`` float [N] at 16 kHz → float32 [38].
+
+    Coefficient 0 is the loudness, which says nothing about likeness.
+    """
+    wav = np.pad(wav, (0, max(0, 800 - len(wav))))
+    coefficients = _mfcc()(torch.from_numpy(wav))[1:]
+    return torch.cat([coefficients.mean(-1), coefficients.std(-1)]).numpy()
+
+
+_transforms: list[torch.nn.Module] = []
+
+
+def _mfcc() -> torch.nn.Module:
+    if not _transforms:
+        from torchaudio.transforms import MFCC
+
+        window = {"n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 40}
+        _transforms.append(MFCC(RATE, n_mfcc=20, melkwargs=window))
+    return _transforms[0]
+
+
+def _features(config: SimilarConfig) -> Callable[[Iterable[str]], np.ndarray]:
+    return _speaker_features if config.feature == "speaker" else _mfcc_features
+
+
+def _mfcc_features(paths: Iterable[str]) -> np.ndarray:
+    """Statistics of every recording, each dimension scaled over the corpus, float32 [U, 38]."""
+    with one_thread():
+        table = np.stack([mfcc_statistics(_speech(path)) for path in paths])
+    spread = table.std(0)
+    return (table - table.mean(0)) / np.where(spread > 1e-6, spread, 1.0)
+
+
+def _speaker_features(paths: Iterable[str]) -> np.ndarray:
+    """Speaker embeddings, float32 [U, 256]."""
+    from vall_e.evaluation.speaker import SpeakerEncoder
+
+    encoder = SpeakerEncoder()
+    parts, batch = [], []
+    for path in paths:
+        batch.append((_speech(path), RATE))
+        if len(batch) == _BATCH:
+            parts.append(encoder.embed(batch))
+            batch = []
+    return np.concatenate([*parts, encoder.embed(batch)])
+
+
+def _speech(path: str) -> np.ndarray:
+    wav, _ = load(path, RATE)
+    return trim_silence(wav, RATE)
+
+
+def _rows(encoded: list[dict[str, Any]], near: dict[str, list[tuple[str, float]]]) -> Iterable[dict[str, Any]]:
+    present = {row["id"] for row in encoded}
+    for row in encoded:
+        suffix = row["id"].removeprefix(row["source"])
+        found = [(name + suffix, score) for name, score in near[row["source"]] if name + suffix in present]
+        yield {"id": row["id"], "neighbours": [name for name, _ in found], "scores": [score for _, score in found]}

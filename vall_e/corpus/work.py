@@ -1,0 +1,161 @@
+"""Unfinished work of a long stage: a folder keyed by everything that the result depends on.
+
+DVC deletes a stage's outs before it runs the stage, so half-done work cannot live there. It lives in
+``.work/STAGE-KEY/``, where the key is a hash of inputs, parameters and code. Files get into it under a temporary
+name and are renamed, so one that is there is whole; the next run with the same key skips it. A process killed at any
+moment costs the files that were being written, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+_KEY_LENGTH = 16
+_TEMPORARY = ".tmp-"
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, or of the names and bytes of all files below a folder.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{digest_of(file)}\n".encode())
+        return digest.hexdigest()
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder, so the stage that makes it has not run")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def key_of(*inputs: str | Path, params: Any = None, code: Iterable[str | Path] = ()) -> str:
+    """A short key that changes with anything the result depends on.
+
+    Args:
+        inputs: files or folders (their bytes count) or, as plain strings, digests and other facts.
+        params: parameters: a pydantic model or anything that JSON can say.
+        code: source files and folders whose bytes count.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    if isinstance(params, BaseModel):
+        params = params.model_dump(mode="json")
+    facts = {
+        "inputs": [digest_of(item) if isinstance(item, Path) else item for item in inputs],
+        "params": params,
+        "code": [digest_of(item) for item in code],
+    }
+    text = json.dumps(facts, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{value!r} cannot be part of a key: use numbers, strings, lists and dictionaries")
+
+
+def write_atomic(path: str | Path, writer: Callable[[Path], object]) -> Path:
+    """Let ``writer`` make a file under a temporary name beside ``path`` and rename it when it is whole.
+
+    The temporary name keeps the suffix and holds the process id, so that two processes never share one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        writer(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """A text file in UTF-8, written atomically."""
+    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+class WorkFolder:
+    """``root/STAGE-KEY``: made when missing; folders of the same stage with other keys are stale and go.
+
+    Args:
+        stage: name of the stage: letters, digits, ``_`` and ``-``.
+        key: from :func:`key_of`.
+        root: folder that git and DVC ignore.
+    """
+
+    def __init__(self, stage: str, key: str, root: str | Path = ".work"):
+        self.stage, self.key = stage, key
+        self.path = Path(root) / f"{stage}-{key}"
+        self.path.mkdir(parents=True, exist_ok=True)
+        stale = re.compile(rf"{re.escape(stage)}-[0-9a-f]{{{_KEY_LENGTH}}}")
+        for other in Path(root).iterdir():
+            if other.is_dir() and stale.fullmatch(other.name) and other.name != self.path.name:
+                shutil.rmtree(other, ignore_errors=True)
+        for leftover in self.path.glob(f"{_TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
+
+    def done(self, name: str) -> bool:
+        """The file ``name`` was committed, by this run or an earlier one."""
+        return (self.path / name).is_file()
+
+    def commit(self, name: str, writer: Callable[[Path], object]) -> Path:
+        """Write the file ``name`` through ``writer(path)``, atomically."""
+        return write_atomic(self.path / name, writer)
+
+    def publish(self, out_dir: str | Path, names: Iterable[str] | None = None) -> list[Path]:
+        """Put finished files into the stage's out folder, which they replace, and remove the work folder.
+
+        The out folder is prepared beside its place and renamed, so that it is never half-full. Files are hard-linked,
+        or copied where the file system cannot.
+
+        Args:
+            names: files to publish, by default all; a missing one is an error.
+        """
+        out_dir = Path(out_dir)
+        names = sorted(p.name for p in self.path.iterdir() if p.is_file()) if names is None else list(names)
+        missing = [name for name in names if not self.done(name)]
+        if missing:
+            raise FileNotFoundError(f"{self.path} cannot be published: unfinished {', '.join(missing[:5])}")
+        prepared = out_dir.with_name(f".{out_dir.name}.new")
+        replaced = out_dir.with_name(f".{out_dir.name}.old")
+        for folder in (prepared, replaced):
+            shutil.rmtree(folder, ignore_errors=True)
+        prepared.mkdir(parents=True)
+        for name in names:
+            _link_or_copy(self.path / name, prepared / name)
+        if out_dir.exists():
+            os.replace(out_dir, replaced)
+        os.replace(prepared, out_dir)
+        shutil.rmtree(replaced, ignore_errors=True)
+        self.discard()
+        return [out_dir / name for name in names]
+
+    def discard(self) -> None:
+        """Remove the folder and, when it was the last one, its root."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):
+            self.path.parent.rmdir()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

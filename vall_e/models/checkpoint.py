@@ -1,0 +1,86 @@
+"""A voice on disk: ``model.safetensors``, a ``config.json`` that describes it fully, its tokenizer and its codec."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vall_e.config import CodecConfig, EncodeConfig, ModelConfig, PositiveFloat, PositiveInt, SamplingConfig, Section
+from vall_e.models.vall_e import VallE
+
+
+class VoiceError(ValueError):
+    """A folder is not a voice that this version can load."""
+
+
+class VoiceConfig(Section):
+    """All that is needed to build and use a trained voice.
+
+    ``seconds_per_phone`` is the mean of the training texts; ``prompt_seconds`` the longest prompt seen in training.
+    """
+
+    version: Literal[1] = 1
+    model: ModelConfig
+    levels: PositiveInt
+    codes: PositiveInt
+    phones: PositiveInt
+    codec: CodecConfig
+    encode: EncodeConfig
+    sampling: SamplingConfig
+    language: str
+    with_stress: bool
+    seconds_per_phone: PositiveFloat
+    prompt_seconds: PositiveFloat
+    lineage: dict[str, Any] = {}
+
+    def build(self) -> VallE:
+        """The model with fresh weights."""
+        return VallE(self.model, self.levels, self.codes, self.phones)
+
+
+def save_model(folder: Path, model: VallE, config: VoiceConfig) -> None:
+    """Write weights and configuration into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def load_config(folder: str | Path) -> VoiceConfig:
+    """Read a voice's config.json. Raises FileNotFoundError or VoiceError naming the file and what is wrong."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: --model takes the folder that the train stage wrote (models/voice)")
+    try:
+        return VoiceConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise VoiceError(f"{path} does not describe a voice of this version: {where}: {first['msg']}") from None
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[VallE, VoiceConfig]:
+    """The model in evaluation mode, and its configuration.
+
+    Raises:
+        FileNotFoundError: a file of the voice is missing.
+        VoiceError: damaged weights, or weights that do not fit the configuration.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the folder is not a whole voice, run the train stage again")
+    model = config.build()
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise VoiceError(f"{path} does not hold the weights that config.json describes: {error}") from None
+    return model.to(device).eval(), config

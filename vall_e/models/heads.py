@@ -1,0 +1,74 @@
+"""From hidden states to logits. Dimensions: M positions, D width, L levels, n codes per level."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SplitHeads(nn.Module):
+    """One linear head per level; level 0 has one more output, the stop token n."""
+
+    def __init__(self, dim: int, levels: int, codes: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(dim, codes + (level == 0), bias=False) for level in range(levels))
+        for head in self.heads:
+            nn.init.normal_(head.weight, std=dim**-0.5)
+
+    def forward(self, hidden: Tensor, level: int) -> Tensor:
+        """``hidden`` [..., D] → logits [..., n] (n + 1 on level 0)."""
+        return self.heads[level](hidden)
+
+
+class DepthHead(nn.Module):
+    """A frame's levels one after the other from one hidden state.
+
+    Level l > 0 reads the hidden state and the codes just drawn for the levels before it (the depth transformer of
+    RQ-Transformer, 2203.01941, section 3.2, with attention replaced by a sum, which suits few levels).
+
+    Args:
+        dim: D.
+        inner: width of the feed-forward layers.
+        layers: how many of them.
+    """
+
+    def __init__(self, dim: int, inner: int, layers: int, levels: int, codes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(dim, codes + 1, bias=False)
+        self.tables = nn.ModuleList(nn.Embedding(codes, dim) for _ in range(levels - 1))
+        self.level = nn.Embedding(levels, dim)
+        self.norms = nn.ModuleList(nn.RMSNorm(dim) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim)) for _ in range(layers)
+        )
+        self.final = nn.RMSNorm(dim)
+        self.rest = nn.ModuleList(nn.Linear(dim, codes, bias=False) for _ in range(levels - 1))
+        for head in (self.first, *self.rest):
+            nn.init.normal_(head.weight, std=dim**-0.5)
+        for table in (*self.tables, self.level):
+            nn.init.normal_(table.weight, std=0.5)
+
+    def forward(self, hidden: Tensor, level: int, drawn: list[Tensor]) -> Tensor:
+        """``hidden`` [M, D] and ``drawn``, the codes int64 [M] of the levels before → logits [M, n] (n + 1 on level 0)."""
+        if level == 0:
+            return self.first(hidden)
+        x = hidden + self.level.weight[level]
+        for table, codes in zip(self.tables, drawn, strict=False):
+            x = x + table(codes)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + layer(norm(x))
+        return self.rest[level - 1](self.final(x))
+
+
+def codebook_init(weight: Tensor, codebook: Tensor, std: float, generator: torch.Generator) -> None:
+    """Start the rows of ``weight`` [n, D] from ``codebook`` [n, d], standardised and turned into D dimensions.
+
+    Distances between codes survive a random projection (Johnson-Lindenstrauss), so codes that sound alike start
+    alike; the scale becomes ``std``.
+    """
+    centred = F.normalize(codebook - codebook.mean(0), dim=1) if codebook.std() == 0 else codebook - codebook.mean(0)
+    spread = centred / centred.std().clamp(min=1e-8)
+    projection = torch.randn(codebook.shape[1], weight.shape[1], generator=generator) / codebook.shape[1] ** 0.5
+    with torch.no_grad():
+        weight.copy_(spread.cpu().float() @ projection * std)

@@ -1,0 +1,149 @@
+"""The layout of a sequence, in one place.
+
+    | text: bos phones eos | PROMPT_START prompt frames | RESPONSE_START response frames |
+
+Every position carries a text id, a segment id and one code id per level; an id of 0 stands for "nothing here" and
+embeds to zero, so that the sum of the tables is the input. Rows are padded on the right: under a causal mask padding
+changes nothing before it.
+
+Dimensions: B rows, T positions, L levels, n codes per level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vall_e.text.tokenizer import BOS, EOS
+
+PAD, TEXT, PROMPT_START, PROMPT, RESPONSE_START, RESPONSE = range(6)
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One utterance for the model, in its own ids.
+
+    Attributes:
+        text: int64 [S] phone ids; empty for the null text of guidance.
+        prompt: int64 [L, P] codes; P = 0 for no prompt.
+        response: int64 [L, R] codes; R = 0 when decoding starts.
+        level: 0 for the autoregressive pass, l > 0 for the parallel pass of level l.
+        corrupted: int64 [L, R], what the model sees of the response, n where a frame is masked; None sees it as it is.
+    """
+
+    text: np.ndarray
+    prompt: np.ndarray
+    response: np.ndarray
+    level: int = 0
+    corrupted: np.ndarray | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes."""
+        return len(self.text) + 4 + self.prompt.shape[1] + self.response.shape[1]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the id spaces. Code ids of a level: 0 nothing, 1..n prompt, n+1..2n response, 2n+1 mask."""
+
+    levels: int
+    codes: int
+    depth: bool = field(default=True)  # a causal row shows all levels of a frame, not only level 0
+
+    @property
+    def code_ids(self) -> int:
+        return 2 * self.codes + 2
+
+    @property
+    def segments(self) -> int:
+        return RESPONSE + self.levels
+
+    def response_ids(self, codes: np.ndarray) -> np.ndarray:
+        """Response codes 0..n (n is the mask) as code ids."""
+        return codes + self.codes + 1
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of sequences.
+
+    Attributes:
+        text: int64 [B, T].
+        segment: int64 [B, T].
+        code: int64 [B, L, T].
+        target: int64 [B, L, T], the code to predict at a position, IGNORE where there is none; on level 0 of a
+            causal row n stands for stop.
+        level: int64 [B].
+        lengths: int64 [B], positions in use.
+        response: int64 [B], position of RESPONSE_START.
+    """
+
+    text: Tensor
+    segment: Tensor
+    code: Tensor
+    target: Tensor
+    level: Tensor
+    lengths: Tensor
+    response: Tensor
+
+    def to(self, device: torch.device | str) -> Packed:
+        return Packed(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    def positions(self) -> Tensor:
+        """Position ids int64 [B, T]."""
+        batch, length = self.text.shape
+        return torch.arange(length, device=self.text.device).expand(batch, length)
+
+    def mask(self) -> Tensor | None:
+        """Bool [B, 1, T, T] for a batch with parallel rows (they see all of their own row); None for causal ones."""
+        if not bool((self.level > 0).any()):
+            return None
+        length = self.text.shape[1]
+        index = torch.arange(length, device=self.text.device)
+        causal = index[None, :] <= index[:, None]
+        inside = index[None, None, :] < self.lengths[:, None, None]
+        return torch.where((self.level > 0)[:, None, None], inside, causal[None]).unsqueeze(1)
+
+
+def pack(samples: Sequence[Sample], layout: Layout) -> Packed:
+    """Samples as one padded batch, with targets for all that is to be predicted."""
+    rows, length, levels = len(samples), max(s.length for s in samples), layout.levels
+    text = np.zeros((rows, length), dtype=np.int64)
+    segment = np.zeros((rows, length), dtype=np.int64)
+    code = np.zeros((rows, levels, length), dtype=np.int64)
+    target = np.full((rows, levels, length), IGNORE, dtype=np.int64)
+    start = np.zeros(rows, dtype=np.int64)
+    for i, sample in enumerate(samples):
+        spoken, prompted, answered = len(sample.text), sample.prompt.shape[1], sample.response.shape[1]
+        text[i, : spoken + 2] = (BOS, *sample.text, EOS)
+        segment[i, : spoken + 2] = TEXT
+        at = spoken + 2
+        segment[i, at] = PROMPT_START
+        segment[i, at + 1 : at + 1 + prompted] = PROMPT
+        code[i, :, at + 1 : at + 1 + prompted] = sample.prompt + 1
+        at += 1 + prompted
+        start[i] = at
+        end = at + 1 + answered
+        segment[i, at] = RESPONSE_START if sample.level == 0 else RESPONSE + sample.level
+        segment[i, at + 1 : end] = RESPONSE + sample.level
+        seen = sample.response if sample.corrupted is None else sample.corrupted
+        if sample.level == 0:
+            shown = levels if layout.depth else 1
+            code[i, :shown, at + 1 : end] = layout.response_ids(seen[:shown])
+            target[i, :shown, at : end - 1] = sample.response[:shown]
+            target[i, 0, end - 1] = layout.codes
+        else:
+            code[i, : sample.level, at + 1 : end] = layout.response_ids(seen[: sample.level])
+            target[i, sample.level, at + 1 : end] = sample.response[sample.level]
+    return Packed(
+        *(torch.from_numpy(a) for a in (text, segment, code, target)),
+        torch.tensor([s.level for s in samples]),
+        torch.tensor([s.length for s in samples]),
+        torch.from_numpy(start),
+    )

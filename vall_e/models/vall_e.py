@@ -1,0 +1,121 @@
+"""The model: embeddings, a backbone, heads.
+
+Kinds: ``ar+nar`` (VALL-E, 2301.02111, section 4.2, both passes in one set of weights) and ``ar-depth`` (a frame a
+step, its levels from a small head). Dimensions: B rows, T positions, D width, L levels, n codes per level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vall_e.backbones.base import build_backbone
+from vall_e.config import ModelConfig
+from vall_e.models.heads import DepthHead, SplitHeads, codebook_init
+from vall_e.models.packing import IGNORE, RESPONSE, Layout, Packed
+from vall_e.nn.cache import KVCache
+
+EMBEDDING_STD = 0.5
+
+
+class VallE(nn.Module):
+    """A decoder-only voice model.
+
+    Args:
+        config: kind and sizes.
+        levels: L of the codec.
+        codes: n of the codec.
+        phones: size of the tokenizer.
+    """
+
+    def __init__(self, config: ModelConfig, levels: int, codes: int, phones: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layout = Layout(levels, codes, depth=config.kind == "ar-depth")
+        self.text = nn.Embedding(phones, config.dim, padding_idx=0)
+        self.segment = nn.Embedding(self.layout.segments, config.dim, padding_idx=0)
+        self.code = nn.ModuleList(
+            nn.Embedding(self.layout.code_ids, config.dim, padding_idx=0) for _ in range(levels)
+        )
+        for table in (self.text, self.segment, *self.code):
+            nn.init.normal_(table.weight, std=EMBEDDING_STD)
+            table.weight.data[0].zero_()
+        self.backbone = build_backbone(config)
+        self.heads: DepthHead | SplitHeads
+        if self.layout.depth:
+            self.heads = DepthHead(config.dim, config.depth_dim, config.depth_layers, levels, codes)
+        else:
+            self.heads = SplitHeads(config.dim, levels, codes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.text.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.text.weight.dtype
+
+    def start_from_codebooks(self, codebooks: Sequence[Tensor], seed: int = 0) -> None:
+        """Let the token tables start from the codec's own vectors, L tables float [n, d]."""
+        generator = torch.Generator().manual_seed(seed)
+        n = self.layout.codes
+        for level, book in enumerate(codebooks):
+            state = generator.get_state()
+            for first in (1, n + 1):
+                generator.set_state(state)  # prompt and response start alike
+                codebook_init(self.code[level].weight[first : first + n], book, EMBEDDING_STD, generator)
+            if self.layout.depth and level < self.layout.levels - 1:
+                codebook_init(self.heads.tables[level].weight, book, EMBEDDING_STD, generator)
+
+    def embed(self, text: Tensor, segment: Tensor, code: Tensor) -> Tensor:
+        """Ids int64 [B, T], [B, T], [B, L, T] → [B, T, D]."""
+        x = self.text(text) + self.segment(segment)
+        for level, table in enumerate(self.code):
+            x = x + table(code[:, level])
+        return x
+
+    def hidden(self, packed: Packed, cache: KVCache | None = None) -> Tensor:
+        """Hidden states [B, T, D]. With an empty cache this is the prefill; the cache then knows each row's length."""
+        x = self.embed(packed.text, packed.segment, packed.code)
+        out = self.backbone(x, packed.positions(), packed.mask(), cache)
+        if cache is not None:
+            cache.advance(packed.lengths)
+        return out
+
+    def step(self, codes: Tensor, cache: KVCache) -> Tensor:
+        """One more response frame int64 [B, l, 1] (l levels shown to a causal row) → hidden states [B, D]."""
+        shown = codes.shape[1]
+        ids = codes.new_zeros(codes.shape[0], self.layout.levels, 1)
+        ids[:, :shown] = codes + self.layout.codes + 1
+        segment = torch.full_like(ids[:, 0], RESPONSE)
+        x = self.embed(torch.zeros_like(segment), segment, ids)
+        out = self.backbone(x, cache.positions(1), cache.mask(1), cache)
+        cache.advance(1)
+        return out[:, 0]
+
+    def loss(self, packed: Packed, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over levels of the cross entropy in nats.
+
+        Returns:
+            the loss (scalar) and per level ``loss.l`` and ``accuracy.l`` (scalars, without gradient).
+        """
+        hidden = self.hidden(packed)
+        losses, figures = [], {}
+        for level in range(self.layout.levels):
+            target = packed.target[:, level]
+            at = target != IGNORE
+            if not bool(at.any()):
+                continue
+            if self.layout.depth:
+                drawn = [packed.target[:, k][at] for k in range(level)]
+                logits = self.heads(hidden[at], level, drawn)
+            else:
+                logits = self.heads(hidden[at], level)
+            wanted = target[at]
+            losses.append(F.cross_entropy(logits.float(), wanted, label_smoothing=label_smoothing))
+            figures[f"loss.{level}"] = losses[-1].detach()
+            figures[f"accuracy.{level}"] = (logits.argmax(-1) == wanted).float().mean().detach()
+        return torch.stack(losses).mean(), figures
