@@ -210,8 +210,7 @@ class TrainConfig(Section):
     similar_probability: Fraction = 0.5
     join: JoinConfig | None = None
     max_response_seconds: PositiveFloat = 12.0
-    validate_every: PositiveInt = 250
-    checkpoint_every: PositiveInt = 200
+    checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints, each with a validation")
     seed: int = 0
 
 

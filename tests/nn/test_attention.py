@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from vall_e.nn.attention import Attention
+from vall_e.nn.attention import Attention, attend
 from vall_e.nn.cache import KVCache
 from vall_e.nn.rope import rotary, rotate
 
@@ -31,6 +32,23 @@ def test_grouped_heads_equal_full_heads_with_repeated_keys() -> None:
         getattr(full, name).weight.data = heads.reshape(32, 32)
     x, angles = torch.randn(3, 5, 32), rotary(torch.arange(5).expand(3, 5), 8)
     torch.testing.assert_close(grouped(x, angles, None), full(x, angles, None))
+
+
+def test_written_out_attention_equals_torchs_with_gradients() -> None:
+    torch.manual_seed(0)
+    full = torch.rand(2, 1, 5, 5) > 0.3
+    full |= torch.eye(5, dtype=torch.bool)
+    for mask in (None, full):
+        ours, theirs = ([torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3)] for _ in range(2))
+        for a, b in zip(ours, theirs, strict=True):
+            b.data.copy_(a.data)
+        got = attend(*ours, mask)
+        want = F.scaled_dot_product_attention(*theirs, attn_mask=mask, is_causal=mask is None)
+        torch.testing.assert_close(got, want)
+        got.square().sum().backward()
+        want.square().sum().backward()
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_ragged_cache_steps_equal_the_whole_sequence() -> None:
