@@ -8,7 +8,10 @@ from pathlib import Path
 
 def use_local_prefect() -> None:
     """Set what Prefect reads from the environment when it is imported; a value that is already set stays."""
-    os.environ.setdefault("PREFECT_HOME", str((Path.cwd() / ".work" / "prefect").resolve()))
+    if "PREFECT_HOME" not in os.environ:
+        home = Path.cwd() / ".work" / "prefect"
+        home.mkdir(parents=True, exist_ok=True)  # Prefect makes no parents
+        os.environ["PREFECT_HOME"] = str(home)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

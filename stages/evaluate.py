@@ -38,6 +38,7 @@ STAGE = Stage(
         "encode.trim_db",
         "encode.trim_margin_seconds",
         "ingest.seed",
+        "ingest.split_by",
         "ingest.test_fraction",
         "train.join",
         "train.device",

@@ -74,15 +74,20 @@ def _add_synth(commands: Any) -> None:
         "synth",
         help="speak a text, or a file of texts, in the voice of a recording",
         description="Speak a text in the voice of a reference recording of any format and rate.",
-        epilog='A line of --batch: {"id": "a", "text": "seven", "ref_audio": "me.wav", "ref_text": "...", "seed": 1} '
-        "(the last two may be left out); the result is DIR/a.wav and a JSON line on the standard output.",
+        epilog='A line of --batch: {"id": "a", "text": "seven", "ref_audio": "me.wav", "ref_text": "...", "seed": 1, '
+        '"continue_ref": false} (the last three may be left out); the result is DIR/a.wav and a JSON line on the '
+        "standard output.",
     )
     synth.add_argument("--model", type=Path, metavar="DIR", help="a trained voice; by default the newest below models/")
     what = synth.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", help="what to say")
     what.add_argument("--batch", type=Path, metavar="JOBS", help="a JSON Lines file with one job a line")
     synth.add_argument("--ref-audio", type=Path, metavar="FILE", help="a recording of the voice")
-    synth.add_argument("--ref-text", help="what the recording says, if you know")
+    synth.add_argument("--ref-text", help="what the recording says; only --continue-ref needs it")
+    synth.add_argument(
+        "--continue-ref", action="store_true",
+        help="go on from the recording as if it were the beginning of the speech, instead of only imitating its voice",
+    )
     synth.add_argument("-o", "--output", type=Path, metavar="FILE", help="wave file to write (default: out.wav)")
     synth.add_argument("--out-dir", type=Path, metavar="DIR", help="with --batch: folder of the wave files")
     synth.add_argument("--batch-size", type=int, default=16, metavar="N", help="jobs spoken at once (default: 16)")
@@ -116,7 +121,8 @@ def _jobs(arguments: argparse.Namespace) -> list[Job | Result]:
         if not arguments.text.strip():
             raise UsageError("--text is empty")
         output = arguments.output or Path("out.wav")
-        return [Job(output.stem, arguments.text, arguments.ref_audio, output, arguments.ref_text, arguments.seed)]
+        return [Job(output.stem, arguments.text, arguments.ref_audio, output, arguments.ref_text, arguments.seed,
+                    arguments.continue_ref)]
     for name in ("ref_audio", "ref_text", "output"):
         if getattr(arguments, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} belongs to --text; with --batch it stands in the jobs file")

@@ -150,6 +150,9 @@ class ModelConfig(Section):
     ff_dim: PositiveInt = 704
     dropout: Fraction = Field(0.0, description="on each branch of a block; slow on a CPU (its random numbers)")
     rope_base: PositiveFloat = 10_000.0
+    positions: Literal["segment", "sequence"] = Field(
+        "segment", description="rotary positions count anew in text, prompt and response, or go on through them"
+    )
     codebook_init: bool = Field(True, description="token tables start from the codec's codebook vectors")
     depth_dim: PositiveInt = 256
     depth_layers: PositiveInt = 1

@@ -1,6 +1,6 @@
 """Speaking many texts: read jobs, check them, speak them in batches, one result each, whatever happens to the others.
 
-A job is a line of a JSON Lines file: ``{"id", "text", "ref_audio", "ref_text"?, "seed"?}``.
+A job is a line of a JSON Lines file: ``{"id", "text", "ref_audio", "ref_text"?, "seed"?, "continue_ref"?}``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 MIN_REFERENCE_SECONDS = 0.2
 MIN_REFERENCE_PEAK = 1e-3
 REQUIRED = {"id": str, "text": str, "ref_audio": str}
-OPTIONAL = {"ref_text": str, "seed": int}
+OPTIONAL = {"ref_text": str, "seed": int, "continue_ref": bool}
+KINDS = {str: "text", int: "a whole number", bool: "true or false"}
 
 
 class JobError(ValueError):
@@ -35,6 +36,7 @@ class Job:
         ref_audio: a recording of the voice, any format and rate.
         ref_text: what the recording says.
         output: wave file to write.
+        continue_ref: go on from the recording (needs ``ref_text``) instead of only imitating its voice.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Job:
     output: Path
     ref_text: str | None = None
     seed: int | None = None
+    continue_ref: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,17 @@ def _job(raw: Any, folder: Path, out_dir: Path) -> Job:
             continue
         if value is None:
             raise JobError(f"{key!r} is missing")
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise JobError(f"{key!r} must be {'a whole number' if kind is int else 'text'}, found {value!r}")
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise JobError(f"{key!r} must be {KINDS[kind]}, found {value!r}")
     if not raw["text"].strip():
         raise JobError("'text' is empty")
     if raw.get("seed") is not None and not 0 <= raw["seed"] < 2**63:
         raise JobError(f"'seed' must be between 0 and 2^63 - 1, found {raw['seed']}")
     output = output_of(raw["id"], out_dir)
-    return Job(raw["id"], raw["text"], _find(raw["ref_audio"], folder), output, raw.get("ref_text"), raw.get("seed"))
+    return Job(
+        raw["id"], raw["text"], _find(raw["ref_audio"], folder), output, raw.get("ref_text"), raw.get("seed"),
+        bool(raw.get("continue_ref")),
+    )
 
 
 def output_of(name: str, out_dir: Path) -> Path:
@@ -188,7 +194,9 @@ def _request(voice: Voice, job: Job, sampling: SamplingConfig) -> Request:
 
     seed = sampling.seed if job.seed is None else job.seed
     prompt = load_reference(job.ref_audio, voice.sample_rate)
-    return Request(text=job.text, prompt=prompt, prompt_text=job.ref_text or None, seed=seed)
+    return Request(
+        text=job.text, prompt=prompt, prompt_text=job.ref_text or None, seed=seed, continue_prompt=job.continue_ref
+    )
 
 
 def _speak_together(

@@ -68,12 +68,12 @@ def test_joined_clips_share_a_speaker_and_their_text_is_joined_with_a_gap() -> N
 
 
 def test_curriculum_starts_with_the_shortest() -> None:
-    join = JoinConfig(min_clips=1, max_clips=5, curriculum_steps=100)
+    join = JoinConfig(min_clips=2, max_clips=5, curriculum_steps=100)
     maker = _maker(train_config(join=join, text_dropout=0.0), fraction=0.0)
     rng = np.random.default_rng(0)
     clips = [[int((maker.make(i, step, rng).text == SPACE).sum()) + 1 for i in range(24)] for step in (0, 1000)]
-    assert set(clips[0]) == {1}
-    assert max(clips[1]) == 5
+    assert set(clips[0]) == {1, 2}
+    assert set(clips[1]) == {2, 3, 4, 5}
 
 
 def test_dropping_and_corrupting_happen_at_their_rates_and_only_in_training() -> None:

@@ -46,8 +46,9 @@ def _uncached(model: VallE, prompt: Sample, frames: int, strength: float) -> np.
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strength", [0.0, 1.5])
-def test_cached_ragged_batch_equals_uncached_single_rows(kind: str, strength: float) -> None:
-    model, prompts = build(kind), _prompts()
+@pytest.mark.parametrize("positions", ["segment", "sequence"])
+def test_cached_ragged_batch_equals_uncached_single_rows(kind: str, strength: float, positions: str) -> None:
+    model, prompts = build(kind, positions=positions), _prompts()
     prompts[1] = replace(prompts[1], response=prompts[2].prompt[:, :2])  # one row goes on from a prefix
     got = decode_frames(model, prompts, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
     with torch.no_grad():

@@ -57,3 +57,10 @@ def test_corruption_changes_what_is_seen_not_what_is_wanted(rng: np.random.Gener
     at = int(clean.response[0]) + 3
     assert (corrupted.code[0, :, at] == 2 * CODES + 1).all()
     assert (clean.code != corrupted.code).any(dim=1).nonzero()[:, 1].tolist() == [at]
+
+
+def test_positions_count_anew_in_each_segment_or_go_on(rng: np.random.Generator) -> None:
+    s = sample(rng, 3, 2, 4)
+    restarted, running = (pack([s], Layout(LEVELS, CODES, restart=r)).position[0].tolist() for r in (True, False))
+    assert restarted == [*range(5), *range(3), *range(5)]
+    assert running == list(range(s.length))

@@ -33,7 +33,7 @@ def test_future_frames_reach_parallel_outputs_and_never_causal_ones(level: int, 
     packed = pack([s], model.layout)
     x = model.embed(packed.text, packed.segment, packed.code).detach().requires_grad_()
     at = int(packed.response[0]) + 2
-    model.backbone(x, packed.positions(), packed.mask())[0, at].sum().backward()
+    model.backbone(x, packed.position, packed.mask())[0, at].sum().backward()
     future = x.grad[0, at + 1 :].abs().amax(-1)
     assert (future > 0).all() if sees_future else (future == 0).all()
 

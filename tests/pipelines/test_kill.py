@@ -17,7 +17,15 @@ import soundfile
 
 from pipelines.process import run_process
 from pipelines.profile import overridden
+from vall_e.config import load_params
+from vall_e.corpus.encode import encode
+from vall_e.corpus.fit_codec import fit_codec
+from vall_e.corpus.ingest import ingest
+from vall_e.corpus.phonemize import phonemize
+from vall_e.corpus.similar import similar
+from vall_e.corpus.transcribe import transcribe
 from vall_e.corpus.work import digest_of
+from vall_e.training.run import train
 
 pytestmark = pytest.mark.slow
 SECONDS = 300
@@ -29,13 +37,13 @@ SETTINGS = {
     "codec": {"mel": {"steps": 4, "width": 16, "codes": 16, "code_dim": 8, "batch_size": 4}},
     "encode": {"shard_size": 5, "speeds": [0.9, 1.1]},
     "model": {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 1, "ff_dim": 64, "depth_dim": 32},
-    "train": {"max_steps": 60, "checkpoint_every": 10, "batch_frames": 400, "validate_every": 30, "threads": 1},
+    "train": {"max_steps": 60, "checkpoint_every": 10, "batch_frames": 400, "threads": 1},
 }
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, project_root) -> Path:
-    """A copy of the project with 60 hums of two speakers for recordings, and its first stages done."""
+    """A copy of the project with 60 hums of two speakers for recordings, and what comes before encode done."""
     root = tmp_path_factory.mktemp("project")
     for name in ("vall_e", "stages", "pipelines", ".dvc"):
         ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp")
@@ -52,7 +60,13 @@ def project(tmp_path_factory, project_root) -> Path:
             phase = np.cumsum(pitch * random.uniform(0.9, 1.2, 16_000)) / 16_000 * 2 * np.pi
             word = ("one", "two", "three")[take % 3]
             soundfile.write(root / "recordings" / f"{word}_{speaker}_{take}.wav", 0.3 * np.sin(phase), 16_000)
-    _run(root, [sys.executable, "-m", "dvc", "repro", "fit_codec", "phonemize"])
+    params = load_params(root / "params.yaml")
+    manifest, transcripts = root / "data/ingest/manifest.parquet", root / "data/transcribe/transcripts.parquet"
+    settings = params.ingest.model_copy(update={"path": str(root / "recordings")})
+    ingest(settings, manifest.parent, progress=False)
+    transcribe(params.transcribe, manifest, transcripts.parent, root / ".work", progress=False)
+    phonemize(params.phonemize, manifest, transcripts, root / "data/phonemize", progress=False)
+    fit_codec(params, manifest, transcripts, root / "models/codec", progress=False)
     return root
 
 
@@ -88,7 +102,7 @@ def _first_progress(lines: list[str], stage: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def test_encode(project):
+def test_encode(project, tmp_path):
     _kill_when(project, "encode", "shard-*.parquet", 4)
     assert not (project / "data/encode").exists()
     done = {path.name: path.stat().st_mtime_ns for path in project.glob(".work/encode-*/shard-*.parquet")}
@@ -97,21 +111,24 @@ def test_encode(project):
     _run(project, [sys.executable, "-m", "dvc", "repro", "--no-commit", "--single-item", "encode"])
     assert {name: (project / "data/encode" / name).stat().st_mtime_ns for name in done} == done
     assert not list(project.glob(".work/encode-*"))
-    resumed = digest_of(project / "data/encode")
-    _run(project, [sys.executable, "-m", "stages.encode"])
-    assert digest_of(project / "data/encode") == resumed
+    params, manifest = load_params(project / "params.yaml"), project / "data/ingest/manifest.parquet"
+    phones, again = project / "data/phonemize/phones.parquet", tmp_path / "again"
+    encode(params, manifest, phones, project / "models/codec", again, tmp_path / "work", progress=False)
+    assert digest_of(project / "data/encode") == digest_of(again)
 
 
-def test_train(project):
-    _run(project, [sys.executable, "-m", "dvc", "repro", "similar"])
+def test_train(project, tmp_path):
+    params = load_params(project / "params.yaml")
+    similar(params.similar, project / "data/ingest/manifest.parquet", project / "data/encode", project / "data/similar")
     _kill_when(project, "train", "last.ckpt", 1)
     assert not (project / "models/voice").exists()
     lines = _run(project, [sys.executable, "-m", "dvc", "repro", "--single-item", "train"])
     began, total = _first_progress(lines, "train")
     assert 10 <= began < total == 60
-    resumed = digest_of(project / "models/voice/model.safetensors")
-    curves = (project / "plots/train.csv").read_text(encoding="utf-8")
-    _run(project, [sys.executable, "-m", "stages.train"])
-    assert digest_of(project / "models/voice/model.safetensors") == resumed
-    losses = [line for line in curves.splitlines() if ",loss," in line]
-    assert losses == [line for line in (project / "plots/train.csv").read_text().splitlines() if ",loss," in line]
+    train(params, project, tmp_path / "voice", tmp_path / "train.csv", tmp_path / "work")
+    assert digest_of(tmp_path / "voice/model.safetensors") == digest_of(project / "models/voice/model.safetensors")
+    assert _losses(tmp_path / "train.csv") == _losses(project / "plots/train.csv")
+
+
+def _losses(curves: Path) -> list[str]:
+    return [line for line in curves.read_text(encoding="utf-8").splitlines() if ",loss" in line]

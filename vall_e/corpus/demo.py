@@ -7,8 +7,12 @@ same bytes: no clock, no global random numbers.
 from __future__ import annotations
 
 import ctypes
+import os
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -131,52 +135,72 @@ def _sentence(spec: DemoSpec, rng: random.Random) -> str:
     return " ".join(rng.choice(lists[word[1:-1]]) if word.startswith("{") else word for word in words)
 
 
-class Espeak:
-    """The espeak-ng synthesiser. One per process: the library keeps its state in globals."""
+def speak(voice: Voice, text: str) -> tuple[np.ndarray, int]:
+    """What ``voice`` says: waveform float32 [N] and its rate in Hz.
 
-    def __init__(self) -> None:
-        self._library = ctypes.CDLL(espeak.library())
-        rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, espeak.data_path().encode(), _DONT_EXIT)
+    Raises:
+        ConfigError: espeak-ng does not know the voice or its variant.
+    """
+    with _loaded_library() as library:
+        rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeak.data_path().encode(), _DONT_EXIT)
         if rate <= 0:
             raise RuntimeError(f"espeak-ng did not start with the data in {espeak.data_path()}: "
                                "reinstall espeakng-loader")
-        self.sample_rate: int = rate
-        self._chunks: list[np.ndarray] = []
+        chunks: list[np.ndarray] = []
+
+        def receive(samples: ctypes._Pointer, count: int, _events: int) -> int:
+            if count > 0 and samples:
+                chunks.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
+            return 0
+
         # The library keeps the pointer only: the callback object must live as long as the library does.
-        self._callback = _CALLBACK(self._receive)
-        self._library.espeak_SetSynthCallback(self._callback)
+        callback = _CALLBACK(receive)
+        library.espeak_SetSynthCallback(callback)
+        _say(library, voice, text)
+        library.espeak_Terminate()
+    wav = np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
+    return wav.astype(np.float32) / 32768.0, rate
 
-    def _receive(self, samples: ctypes._Pointer, count: int, _events: int) -> int:
-        if count > 0 and samples:
-            self._chunks.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
-        return 0
 
-    def say(self, voice: Voice, text: str) -> np.ndarray:
-        """Waveform float32 [N] at ``sample_rate`` Hz. Raises ConfigError for an unknown voice."""
-        library = self._library
-        if library.espeak_SetVoiceByName(voice.voice.encode()) != 0 or not self._variant_exists(voice.voice):
-            raise ConfigError(f"voice {voice.name}: espeak-ng has no voice {voice.voice!r}")
-        for parameter, value in ((_RATE, voice.rate), (_VOLUME, 100), (_PITCH, voice.pitch),
-                                 (_RANGE, voice.range), (_WORDGAP, voice.gap)):
-            library.espeak_SetParameter(parameter, value, 0)
-        raw = text.encode() + b"\0"
-        self._chunks.clear()
-        status = library.espeak_Synth(raw, ctypes.c_size_t(len(raw)), 0, 0, 0, _UTF8, None, None)
-        if status != 0:
-            raise RuntimeError(f"espeak-ng could not say {text!r} with {voice.voice} (status {status})")
-        library.espeak_Synchronize()
-        if not self._chunks:
-            return np.zeros(0, np.float32)
-        return np.concatenate(self._chunks).astype(np.float32) / 32768.0
+def _say(library: ctypes.CDLL, voice: Voice, text: str) -> None:
+    # espeak-ng ignores an unknown variant without a word.
+    variant = voice.voice.partition("+")[2]
+    unknown = variant and not (Path(espeak.data_path()) / "voices" / "!v" / variant).is_file()
+    if unknown or library.espeak_SetVoiceByName(voice.voice.encode()) != 0:
+        raise ConfigError(f"voice {voice.name}: espeak-ng has no voice {voice.voice!r}")
+    for parameter, value in ((_RATE, voice.rate), (_VOLUME, 100), (_PITCH, voice.pitch),
+                             (_RANGE, voice.range), (_WORDGAP, voice.gap)):
+        library.espeak_SetParameter(parameter, value, 0)
+    # The library draws its roughness from C's generator, which it seeds with the time.
+    _c_library().srand(1)
+    raw = text.encode() + b"\0"
+    status = library.espeak_Synth(raw, ctypes.c_size_t(len(raw)), 0, 0, 0, _UTF8, None, None)
+    if status != 0:
+        raise RuntimeError(f"espeak-ng could not say {text!r} with {voice.voice} (status {status})")
+    library.espeak_Synchronize()
 
-    @staticmethod
-    def _variant_exists(voice: str) -> bool:
-        # espeak-ng ignores an unknown variant without a word.
-        variant = voice.partition("+")[2]
-        return not variant or (Path(espeak.data_path()) / "voices" / "!v" / variant).is_file()
+
+@contextmanager
+def _loaded_library() -> Iterator[ctypes.CDLL]:
+    """The library in its first state.
+
+    It keeps phases and filters in static variables that no call resets, so that what it says depends on what it said
+    before. A copy under another name is loaded anew for each utterance; this costs some milliseconds.
+    """
+    with tempfile.TemporaryDirectory(prefix="espeak", ignore_cleanup_errors=True) as folder:
+        library = ctypes.CDLL(shutil.copy(espeak.library(), folder))
+        try:
+            yield library
+        finally:
+            _unload(library)
+
+
+def _unload(library: ctypes.CDLL) -> None:
+    import _ctypes
+
+    (_ctypes.FreeLibrary if os.name == "nt" else _ctypes.dlclose)(library._handle)
 
 
 @cache
-def synthesiser() -> Espeak:
-    """The process's one ``Espeak``."""
-    return Espeak()
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL("ucrtbase") if os.name == "nt" else ctypes.CDLL(None)

@@ -90,10 +90,9 @@ def ingest(
 
 def _spoken(spec: demo.DemoSpec, folder: Path) -> Iterator[Recording]:
     """The demo corpus, spoken into ``folder`` utterance by utterance."""
-    voice = demo.synthesiser()
     for utterance in demo.utterances(spec):
-        wav = voice.say(utterance.voice, utterance.text)
-        path = save_wav(folder / utterance.voice.name / f"{utterance.id}.wav", wav, voice.sample_rate)
+        wav, rate = demo.speak(utterance.voice, utterance.text)
+        path = save_wav(folder / utterance.voice.name / f"{utterance.id}.wav", wav, rate)
         yield Recording(path, utterance.id, utterance.voice.name, utterance.text)
 
 

@@ -72,10 +72,13 @@ class SampleMaker:
     def _clips(self, index: int, join: JoinConfig, step: int, rng: np.random.Generator) -> list[Utterance]:
         first = self.corpus.utterances[index]
         pool = self.corpus.by_speaker[first.speaker]
-        most = join.max_clips
+        least, most = join.min_clips, join.max_clips
         if step < join.curriculum_steps:
-            most = join.min_clips + (join.max_clips - join.min_clips) * step // join.curriculum_steps
-        count = int(rng.integers(join.min_clips, most + 1))
+            least = 1
+            most = min(most, 2) + max(0, most - 2) * step // join.curriculum_steps
+        count = int(rng.integers(least, most + 1))
+        if count == 1:
+            return [first]
         for _ in range(20):
             clips = [first, *(self.corpus.utterances[i] for i in rng.choice(pool, count - 1))]
             text = " ".join(c.text for c in clips)

@@ -56,11 +56,20 @@ class _Heard:
     finished: bool
 
     @property
-    def doubtful(self) -> bool:
-        """A loop, a text cut off by the length cap, or a guess."""
+    def runaway(self) -> bool:
+        """A loop, or a text cut off by the length cap."""
         raw = self.text.encode()
-        looped = len(raw) > 24 and len(raw) / len(zlib.compress(raw)) > _COMPRESSION
-        return looped or not self.finished or self.log_prob < _LOG_PROB
+        return not self.finished or (len(raw) > 24 and len(raw) / len(zlib.compress(raw)) > _COMPRESSION)
+
+    @property
+    def doubtful(self) -> bool:
+        """A runaway or a guess."""
+        return self.runaway or self.log_prob < _LOG_PROB
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """The better of two hypotheses has the higher one."""
+        return not self.runaway, self.log_prob
 
     @property
     def spoken(self) -> str:
@@ -225,8 +234,7 @@ class Recogniser:
             if not again:
                 break
             for index, result in zip(again, self._generate(encoded[again], tokens, limit, attempt), strict=True):
-                if not result.doubtful or result.log_prob > heard[index].log_prob or not heard[index].finished:
-                    heard[index] = result
+                heard[index] = max(heard[index], result, key=lambda hypothesis: hypothesis.rank)
         return [result.spoken for result in heard]
 
     def _generate(self, encoded: np.ndarray, tokens: list[int], limit: int, how: dict[str, Any]) -> list[_Heard]:

@@ -80,7 +80,7 @@ class _Decoder:
         share = torch.arange(self.prompts, device=model.device).repeat_interleave(self.count)
         share = torch.cat((share, share + self.prompts)) if self.guided else share
         self.cache, self.last = cache.select(share), last[share]
-        streams = [seed * 1_000_003 + c for seed in seeds for c in range(self.count)]
+        streams = [(seed * 1_000_003 + c) % 2**63 for seed in seeds for c in range(self.count)]
         layout = model.layout
         self.noise = RowNoise(streams, (layout.levels if layout.depth else 1, layout.codes + 1), model.device)
         shown = layout.levels if layout.depth else 1

@@ -33,7 +33,7 @@ def fill_levels(
     """
     layout = model.layout
     out = [np.concatenate((f, np.zeros((layout.levels - 1, f.shape[1]), dtype=np.int64))) for f in first]
-    generators = [torch.Generator().manual_seed(seed * 1_000_003 + 7) for seed in seeds]
+    generators = [torch.Generator().manual_seed((seed * 1_000_003 + 7) % 2**63) for seed in seeds]
     for level in range(1, layout.levels):
         packed = pack([replace(p, response=c, level=level) for p, c in zip(prompts, out, strict=True)], layout)
         packed = packed.to(model.device)

@@ -12,12 +12,13 @@ Dimensions: B rows, T positions, L levels, n codes per level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vall_e.config import ModelConfig
 from vall_e.text.tokenizer import BOS, EOS
 
 PAD, TEXT, PROMPT_START, PROMPT, RESPONSE_START, RESPONSE = range(6)
@@ -54,7 +55,13 @@ class Layout:
 
     levels: int
     codes: int
-    depth: bool = field(default=True)  # a causal row shows all levels of a frame, not only level 0
+    depth: bool = True  # a causal row shows all levels of a frame, not only level 0
+    restart: bool = True  # rotary positions count anew in each segment
+
+    @classmethod
+    def of(cls, config: ModelConfig, levels: int, codes: int) -> Layout:
+        """The layout that a model of this configuration reads."""
+        return cls(levels, codes, config.kind == "ar-depth", config.positions == "segment")
 
     @property
     def code_ids(self) -> int:
@@ -80,8 +87,9 @@ class Packed:
         target: int64 [B, L, T], the code to predict at a position, IGNORE where there is none; on level 0 of a
             causal row n stands for stop.
         level: int64 [B].
-        lengths: int64 [B], positions in use.
-        response: int64 [B], position of RESPONSE_START.
+        position: int64 [B, T], rotary positions.
+        lengths: int64 [B], slots in use.
+        response: int64 [B], slot of RESPONSE_START.
     """
 
     text: Tensor
@@ -89,16 +97,12 @@ class Packed:
     code: Tensor
     target: Tensor
     level: Tensor
+    position: Tensor
     lengths: Tensor
     response: Tensor
 
     def to(self, device: torch.device | str) -> Packed:
         return Packed(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
-
-    def positions(self) -> Tensor:
-        """Position ids int64 [B, T]."""
-        batch, length = self.text.shape
-        return torch.arange(length, device=self.text.device).expand(batch, length)
 
     def mask(self) -> Tensor | None:
         """Bool [B, 1, T, T] for a batch with parallel rows (they see all of their own row); None for causal ones."""
@@ -118,16 +122,21 @@ def pack(samples: Sequence[Sample], layout: Layout) -> Packed:
     segment = np.zeros((rows, length), dtype=np.int64)
     code = np.zeros((rows, levels, length), dtype=np.int64)
     target = np.full((rows, levels, length), IGNORE, dtype=np.int64)
+    position = np.tile(np.arange(length), (rows, 1))
     start = np.zeros(rows, dtype=np.int64)
     for i, sample in enumerate(samples):
         spoken, prompted, answered = len(sample.text), sample.prompt.shape[1], sample.response.shape[1]
         text[i, : spoken + 2] = (BOS, *sample.text, EOS)
         segment[i, : spoken + 2] = TEXT
         at = spoken + 2
+        if layout.restart:
+            position[i, at:] -= at
         segment[i, at] = PROMPT_START
         segment[i, at + 1 : at + 1 + prompted] = PROMPT
         code[i, :, at + 1 : at + 1 + prompted] = sample.prompt + 1
         at += 1 + prompted
+        if layout.restart:
+            position[i, at:] -= 1 + prompted
         start[i] = at
         end = at + 1 + answered
         segment[i, at] = RESPONSE_START if sample.level == 0 else RESPONSE + sample.level
@@ -144,6 +153,7 @@ def pack(samples: Sequence[Sample], layout: Layout) -> Packed:
     return Packed(
         *(torch.from_numpy(a) for a in (text, segment, code, target)),
         torch.tensor([s.level for s in samples]),
+        torch.from_numpy(position),
         torch.tensor([s.length for s in samples]),
         torch.from_numpy(start),
     )

@@ -34,7 +34,7 @@ class VallE(nn.Module):
     def __init__(self, config: ModelConfig, levels: int, codes: int, phones: int) -> None:
         super().__init__()
         self.config = config
-        self.layout = Layout(levels, codes, depth=config.kind == "ar-depth")
+        self.layout = Layout.of(config, levels, codes)
         self.text = nn.Embedding(phones, config.dim, padding_idx=0)
         self.segment = nn.Embedding(self.layout.segments, config.dim, padding_idx=0)
         self.code = nn.ModuleList(
@@ -80,9 +80,11 @@ class VallE(nn.Module):
     def hidden(self, packed: Packed, cache: KVCache | None = None) -> Tensor:
         """Hidden states [B, T, D]. With an empty cache this is the prefill; the cache then knows each row's length."""
         x = self.embed(packed.text, packed.segment, packed.code)
-        out = self.backbone(x, packed.positions(), packed.mask(), cache)
+        out = self.backbone(x, packed.position, packed.mask(), cache)
         if cache is not None:
             cache.advance(packed.lengths)
+            if self.layout.restart:
+                cache.origin = packed.response
         return out
 
     def step(self, codes: Tensor, cache: KVCache) -> Tensor:

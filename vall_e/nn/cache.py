@@ -23,6 +23,7 @@ class KVCache:
         self.keys = torch.zeros(layers, rows, heads, size, dim, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.origin = torch.zeros_like(self.lengths)  # slot whose rotary position is 0
         self.used = 0
         self._ragged: Tensor | None = None
 
@@ -30,9 +31,13 @@ class KVCache:
     def size(self) -> int:
         return self.keys.shape[3]
 
-    def positions(self, count: int) -> Tensor:
-        """Positions int64 [B, count] that the next ``count`` inputs of each row take."""
+    def slots(self, count: int) -> Tensor:
+        """Slots int64 [B, count] that the next ``count`` inputs of each row take."""
         return self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
+
+    def positions(self, count: int) -> Tensor:
+        """Rotary positions int64 [B, count] of the next ``count`` inputs of each row."""
+        return self.slots(count) - self.origin[:, None]
 
     def begin(self, count: int) -> None:
         """Make room for ``count`` new positions of every row; called once a forward, before the layers write."""
@@ -41,7 +46,7 @@ class KVCache:
         if self.used > self.size:
             raise ValueError(f"the cache holds {self.size} positions and {self.used} were asked for")
         even = bool((self.lengths == start).all())
-        self._ragged = None if even else self.positions(count)[:, None, :, None]
+        self._ragged = None if even else self.slots(count)[:, None, :, None]
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put ``keys`` and ``values`` [B, G, T, d] behind each row's past.
@@ -62,7 +67,7 @@ class KVCache:
     def mask(self, count: int) -> Tensor:
         """Bool [B, 1, count, U]: what the next ``count`` positions of each row may look at (causal)."""
         reach = int(self.lengths.max()) + count
-        return torch.arange(reach, device=self.lengths.device) <= self.positions(count)[:, None, :, None]
+        return torch.arange(reach, device=self.lengths.device) <= self.slots(count)[:, None, :, None]
 
     def advance(self, count: int | Tensor) -> None:
         """Take ``count`` new positions of each row (int, or int64 [B] for a ragged prefill) as past."""
@@ -72,5 +77,6 @@ class KVCache:
         """A cache of the rows ``rows`` int64 [R], in that order; a row may come more than once."""
         out = object.__new__(KVCache)
         out.keys, out.values = self.keys[:, rows], self.values[:, rows]
-        out.lengths, out.used, out._ragged = self.lengths[rows], self.used, None
+        out.lengths, out.origin = self.lengths[rows], self.origin[rows]
+        out.used, out._ragged = self.used, None
         return out

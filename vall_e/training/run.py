@@ -220,7 +220,7 @@ def _load_data(
     if batches is None:
         raise ValueError("no training utterances: look into the rejects.parquet of the stages before")
     _, val = load("val", False)
-    return _Data(batches, val, Layout(levels, codes, depth=params.model.kind == "ar-depth"), params.train), corpus
+    return _Data(batches, val, Layout.of(params.model, levels, codes), params.train), corpus
 
 
 def _fit(

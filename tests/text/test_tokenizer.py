@@ -1,0 +1,40 @@
+"""Phones and ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vall_e.text.tokenizer import BOS, EOS, PAD, Tokenizer, UnknownPhoneError
+
+CORPUS = [["s", "ˈɛ", " ", "n"], ["t", "ˈuː"], []]
+
+
+def test_ids_are_stable_and_reversible() -> None:
+    tokenizer = Tokenizer.fit(CORPUS)
+    assert tokenizer == Tokenizer(sorted({p for phones in CORPUS for p in phones}, reverse=True))
+    assert (PAD, BOS, EOS) == (0, 1, 2) and len(tokenizer) == 3 + 6
+    assert sorted(tokenizer.encode(list(tokenizer.phones))) == list(range(3, 9))
+    for phones in CORPUS:
+        assert tokenizer.decode(tokenizer.encode(phones)) == phones
+    assert tokenizer.decode([BOS, *tokenizer.encode(["t"]), EOS, PAD]) == ["t"]
+
+
+def test_unknown_phones_are_named() -> None:
+    with pytest.raises(UnknownPhoneError, match=r"'q'.*'z'") as caught:
+        Tokenizer.fit(CORPUS).encode(["s", "z", "q", "z"])
+    assert "'s'" not in str(caught.value)
+    with pytest.raises(UnknownPhoneError):
+        Tokenizer.fit(CORPUS).encode(["<pad>"])
+    with pytest.raises(ValueError, match="99"):
+        Tokenizer.fit(CORPUS).decode([99])
+
+
+def test_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "tokenizer.json"
+    Tokenizer.fit(CORPUS).save(path)
+    assert Tokenizer.load(path) == Tokenizer.fit(CORPUS)
+    path.write_text('{"words": []}')
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        Tokenizer.load(path)
