@@ -234,6 +234,7 @@ class SamplingConfig(Section):
 
 class EvaluateConfig(Section):
     utterances: PositiveInt = 96
+    joined: bool = Field(True, description="with train.join: test on new strings of joined clips, not on recordings")
     recogniser: RecogniserConfig = RecogniserConfig(max_new_tokens=48)
     asr_prompt: str | None = None
     prompt_seconds: tuple[PositiveFloat, PositiveFloat] = (1.5, 3.0)

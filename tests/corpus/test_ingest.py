@@ -76,8 +76,8 @@ def test_ljspeech_layout_and_its_faults(tmp_path: Path) -> None:
     for name in ("a", "b", "orphan"):
         sound(root / "wavs" / f"{name}.flac")
     sound(tmp_path / "secret.wav")
-    (root / "metadata.csv").write_bytes(
-        b"\xef\xbb\xbfa|No. 1|Number one\nb|Two\n\na|again|again\ngone|text|text\n../../secret|x|x\nbare\nc|\xff\xfe|x\n")
+    (root / "metadata.csv").write_bytes(b"\xef\xbb\xbfa|No. 1|Number one\nb|Two\n\na|again|again\ngone|text|text\n"
+                                        b"../../secret|x|x\nbare\nc|\xff\xfe|x\n")
     rows, rejects, figures = run(root, tmp_path / "out")
     assert {row["id"]: row["text"] for row in rows} == {"a": "Number one", "b": "Two"}
     assert {row["speaker"] for row in rows} == {"lj"}

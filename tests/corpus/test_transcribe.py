@@ -61,7 +61,8 @@ def run(folder: Path, manifest: Path, ear: Ear, **changes: Any) -> tuple[dict[st
 
 def test_given_texts_are_checked_and_others_recognised(tmp_path: Path) -> None:
     manifest, _ = corpus(tmp_path, ["Seven, three.", "one two", None, None, "...", "739", "it's 5"])
-    ear = Ear(dict(enumerate(["seven three", "good morning", "Hello there", " ...", "x", "seven three nine", ""], 3200)))
+    said = ["seven three", "good morning", "Hello there", " ...", "x", "seven three nine", ""]
+    ear = Ear(dict(enumerate(said, 3200)))
     kept, rejects, figures = run(tmp_path, manifest, ear, prompt="digits", max_cer=0.3)
     assert kept["u000"] == {"id": "u000", "text": "Seven, three.", "origin": "given", "recognised": "seven three",
                             "cer": 0.0}

@@ -241,8 +241,9 @@ class Recogniser:
         """``encoded`` float32 [B, S, D] → what was heard in each clip."""
         from faster_whisper.transcribe import get_ctranslate2_storage
 
+        # CTranslate2 begins to count at the prompt's last token.
         results = self._model.model.generate(
-            get_ctranslate2_storage(encoded), [tokens] * len(encoded), max_length=len(tokens) + limit,
+            get_ctranslate2_storage(encoded), [tokens] * len(encoded), max_length=len(tokens) - 1 + limit,
             suppress_tokens=self._suppressed, return_scores=True, return_no_speech_prob=True, **how)
         out = []
         for result in results:

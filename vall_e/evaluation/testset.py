@@ -59,7 +59,7 @@ def plan_items(config: Params, rows: Iterable[Row], texts: Mapping[str, str]) ->
     """Choose the test items.
 
     Args:
-        config: sections ingest, train (join), sampling and evaluate are read.
+        config: sections ingest, train (join), sampling and evaluate are read; ``evaluate.joined`` chooses the kind.
         rows: the manifest; rows without an entry in ``texts`` were rejected by a later stage and are left out.
         texts: manifest id → transcript.
 
@@ -72,7 +72,7 @@ def plan_items(config: Params, rows: Iterable[Row], texts: Mapping[str, str]) ->
     rows = sorted((row for row in rows if row["id"] in texts), key=lambda row: row["id"])
     said = {row["id"]: normalize(texts[row["id"]], row["language"]) for row in rows}
     seen = {row["speaker"] for row in rows if row["split"] == "train"}
-    if config.train.join is not None:
+    if config.train.join is not None and config.evaluate.joined:
         return _plan_joined(config, rows, said, seen)
     return _plan_utterances(config, rows, said, seen)
 
