@@ -26,6 +26,15 @@ from pipelines.process import run_process  # noqa: E402
 from pipelines.summary import markdown  # noqa: E402
 
 HOURS = 3600.0
+# What DVC advises after every stage, to people at a prompt.
+_ADVICE = (
+    "To track the changes",
+    "git add ",
+    "To enable auto staging",
+    "dvc config ",
+    "Use `dvc push`",
+    "Updating lock",
+)
 
 
 class StageFailed(RuntimeError):
@@ -73,7 +82,12 @@ def run_stage(stage: str, root: str, timeout_seconds: float | None = 24 * HOURS,
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     env = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
-    code, lines = run_process(command, logger.info, cwd=root, env=env, timeout=timeout_seconds)
+
+    def log(line: str) -> None:
+        if not line.strip().startswith(_ADVICE):
+            logger.info("%s", line)
+
+    code, lines = run_process(command, log, cwd=root, env=env, timeout=timeout_seconds)
     if code:
         raise StageFailed(stage, code, lines)
     ran = any(line.startswith("Running stage") for line in lines)

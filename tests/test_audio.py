@@ -38,9 +38,16 @@ def test_formats_are_read(tmp_path: Path, name: str, error: float) -> None:
     assert np.abs(wav[1000:15_000] - tone()[1000:15_000]).max() < error
 
 
-@pytest.mark.parametrize(("rate", "channels", "subtype"), [
-    (RATE, 2, "PCM_16"), (RATE, 6, "PCM_16"), (192_000, 1, "PCM_24"), (8_000, 1, "PCM_U8"), (44_100, 1, "FLOAT"),
-])
+@pytest.mark.parametrize(
+    ("rate", "channels", "subtype"),
+    [
+        (RATE, 2, "PCM_16"),
+        (RATE, 6, "PCM_16"),
+        (192_000, 1, "PCM_24"),
+        (8_000, 1, "PCM_U8"),
+        (44_100, 1, "FLOAT"),
+    ],
+)
 def test_every_shape_becomes_one_channel_at_the_wanted_rate(
     tmp_path: Path, rate: int, channels: int, subtype: str
 ) -> None:
@@ -82,11 +89,23 @@ def broken(folder: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("kind", "rule"), [
-    ("missing", "missing"), ("empty", "empty"), ("text", "unreadable"), ("no samples", "empty"), ("nan", "not_finite"),
-    ("infinite", "not_finite"), ("folder", "unreadable"), ("header only", "unreadable"), ("half wav", "truncated"),
-    ("half flac", "unreadable"), ("half ogg", "unreadable"), ("half mp3", "truncated"),
-])
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        ("missing", "missing"),
+        ("empty", "empty"),
+        ("text", "unreadable"),
+        ("no samples", "empty"),
+        ("nan", "not_finite"),
+        ("infinite", "not_finite"),
+        ("folder", "unreadable"),
+        ("header only", "unreadable"),
+        ("half wav", "truncated"),
+        ("half flac", "unreadable"),
+        ("half ogg", "unreadable"),
+        ("half mp3", "truncated"),
+    ],
+)
 def test_a_bad_file_is_an_error_with_file_reason_and_remedy(tmp_path: Path, kind: str, rule: str) -> None:
     path = broken(tmp_path, kind)
     with pytest.raises(AudioError) as caught:

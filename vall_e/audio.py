@@ -49,8 +49,9 @@ def _open(path: Path) -> soundfile.SoundFile:
         return soundfile.SoundFile(str(path))
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
-        raise AudioError(path, f"not a readable recording ({reason})",
-                         "give wav, flac, ogg or mp3, or convert it with ffmpeg") from None
+        raise AudioError(
+            path, f"not a readable recording ({reason})", "give wav, flac, ogg or mp3, or convert it with ffmpeg"
+        ) from None
 
 
 def probe(path: str | Path) -> AudioInfo:
@@ -91,16 +92,19 @@ def load(path: str | Path, sample_rate: int | None = None) -> tuple[np.ndarray, 
     # An mp3's announced length may be an estimate; elsewhere every sample fewer means a file cut off.
     tolerance = announced // 20 + 2400 if container in ("MP3", "MPEG") else 0
     if 0 < announced < 2**62 and data.shape[0] + tolerance < announced:
-        raise AudioError(path, f"cut off: {data.shape[0]} of {announced} samples", "copy the recording again",
-                         "truncated")
+        raise AudioError(
+            path, f"cut off: {data.shape[0]} of {announced} samples", "copy the recording again", "truncated"
+        )
     missing = _missing_wav_bytes(path) if container in ("WAV", "WAVEX") else 0
     if missing:
-        raise AudioError(path, f"cut off: {missing} bytes fewer than its header says", "copy the recording again",
-                         "truncated")
+        raise AudioError(
+            path, f"cut off: {missing} bytes fewer than its header says", "copy the recording again", "truncated"
+        )
     if not np.isfinite(data).all():
         bad = int((~np.isfinite(data)).sum())
-        raise AudioError(path, f"{bad} samples are NaN or infinite ({subtype})", "export it again as 16-bit PCM",
-                         "not_finite")
+        raise AudioError(
+            path, f"{bad} samples are NaN or infinite ({subtype})", "export it again as 16-bit PCM", "not_finite"
+        )
     wav = data[:, 0] if data.shape[1] == 1 else data.mean(axis=1)
     if sample_rate is not None and sample_rate != rate:
         wav = resample(wav, rate, sample_rate)

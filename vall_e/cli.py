@@ -85,7 +85,8 @@ def _add_synth(commands: Any) -> None:
     synth.add_argument("--ref-audio", type=Path, metavar="FILE", help="a recording of the voice")
     synth.add_argument("--ref-text", help="what the recording says; only --continue-ref needs it")
     synth.add_argument(
-        "--continue-ref", action="store_true",
+        "--continue-ref",
+        action="store_true",
         help="go on from the recording as if it were the beginning of the speech, instead of only imitating its voice",
     )
     synth.add_argument("-o", "--output", type=Path, metavar="FILE", help="wave file to write (default: out.wav)")
@@ -121,8 +122,17 @@ def _jobs(arguments: argparse.Namespace) -> list[Job | Result]:
         if not arguments.text.strip():
             raise UsageError("--text is empty")
         output = arguments.output or Path("out.wav")
-        return [Job(output.stem, arguments.text, arguments.ref_audio, output, arguments.ref_text, arguments.seed,
-                    arguments.continue_ref)]
+        return [
+            Job(
+                output.stem,
+                arguments.text,
+                arguments.ref_audio,
+                output,
+                arguments.ref_text,
+                arguments.seed,
+                arguments.continue_ref,
+            )
+        ]
     for name in ("ref_audio", "ref_text", "output"):
         if getattr(arguments, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} belongs to --text; with --batch it stands in the jobs file")

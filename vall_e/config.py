@@ -156,7 +156,9 @@ class ModelConfig(Section):
     codebook_init: bool = Field(True, description="token tables start from the codec's codebook vectors")
     depth_dim: PositiveInt = 256
     depth_layers: PositiveInt = 1
-    level_weights: tuple[PositiveFloat, ...] | None = Field(None, description="ar+nar: how often each level is drawn in training")
+    level_weights: tuple[PositiveFloat, ...] | None = Field(
+        None, description="ar+nar: how often each level is drawn in training"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -246,7 +248,9 @@ class EvaluateConfig(Section):
 class ScoreConfig(Section):
     speaker_encoder: Literal["resemblyzer"] = "resemblyzer"
     dnsmos: bool = True
-    dnsmos_utterances: PositiveInt = Field(48, description="test items whose three waves DNSMOS hears (0.3 s of one core each)")
+    dnsmos_utterances: PositiveInt = Field(
+        48, description="test items whose three waves DNSMOS hears (0.3 s of one core each)"
+    )
     bootstrap: PositiveInt = 1000
 
 

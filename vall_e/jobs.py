@@ -122,7 +122,12 @@ def _job(raw: Any, folder: Path, out_dir: Path) -> Job:
         raise JobError(f"'seed' must be between 0 and 2^63 - 1, found {raw['seed']}")
     output = output_of(raw["id"], out_dir)
     return Job(
-        raw["id"], raw["text"], _find(raw["ref_audio"], folder), output, raw.get("ref_text"), raw.get("seed"),
+        raw["id"],
+        raw["text"],
+        _find(raw["ref_audio"], folder),
+        output,
+        raw.get("ref_text"),
+        raw.get("seed"),
         bool(raw.get("continue_ref")),
     )
 
@@ -220,8 +225,16 @@ def _speak_together(
     for (job, _), speech in zip(requests, speeches, strict=True):
         try:
             save_wav(job.output, speech.wav, speech.sample_rate)
-            yield job, Result(
-                job.id, str(job.output), speech.seconds, speech.frames, speech.compute_seconds, tuple(speech.warnings)
+            yield (
+                job,
+                Result(
+                    job.id,
+                    str(job.output),
+                    speech.seconds,
+                    speech.frames,
+                    speech.compute_seconds,
+                    tuple(speech.warnings),
+                ),
             )
         except (OSError, ValueError) as error:
             yield job, Result(job.id, error=str(error))

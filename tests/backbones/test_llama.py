@@ -25,7 +25,7 @@ def pair() -> tuple[Llama, LlamaModel]:
             rope_theta=config.rope_base,
             rms_norm_eps=1e-6,
             vocab_size=3,
-        )  # fmt: skip
+        )
     ).eval()
     theirs.norm.load_state_dict(ours.norm.state_dict())
     for mine, other in zip(ours.blocks, theirs.layers, strict=True):

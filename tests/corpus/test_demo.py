@@ -17,8 +17,13 @@ MALE = Voice(name="m", voice="en-us+klatt4", rate=130, pitch=40, gap=4)
 
 
 def spec(**changes: object) -> DemoSpec:
-    values = {"voices": (FEMALE, MALE), "words": {"color": ("green", "black")}, "templates": ("the {color} door",),
-              "digit_strings": 5, "sentences": 2}
+    values = {
+        "voices": (FEMALE, MALE),
+        "words": {"color": ("green", "black")},
+        "templates": ("the {color} door",),
+        "digit_strings": 5,
+        "sentences": 2,
+    }
     return DemoSpec.model_validate(values | changes)
 
 
@@ -57,11 +62,17 @@ def test_speech_is_deterministic_whatever_was_said_before() -> None:
 
 
 def test_every_voice_of_the_project_is_the_same_in_another_process(project_root: Path) -> None:
-    code = ("import hashlib; from vall_e.corpus.demo import read_spec, speak\n"
-            "for voice in read_spec('conf/demo-corpus.yaml').voices:\n"
-            "    print(voice.name, hashlib.sha256(speak(voice, 'seven three nine')[0].tobytes()).hexdigest())")
-    outputs = {subprocess.run([sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True,
-                              check=True).stdout for _ in range(3)}
+    code = (
+        "import hashlib; from vall_e.corpus.demo import read_spec, speak\n"
+        "for voice in read_spec('conf/demo-corpus.yaml').voices:\n"
+        "    print(voice.name, hashlib.sha256(speak(voice, 'seven three nine')[0].tobytes()).hexdigest())"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(3)
+    }
     assert len(outputs) == 1 and outputs.pop().count("\n") >= 10
 
 
@@ -94,14 +105,17 @@ def test_an_unknown_voice_is_an_error(name: str) -> None:
         speak(Voice(name="x", voice=name), "one")
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("voices: []", "voices"),
-    ("voices: [{name: a, voice: en-us}]\ncolour: 1", "colour"),
-    ("voices: [{name: a, voice: en-us}]\ntemplates: ['the {thing}']", "thing"),
-    ("voices: [{name: a, voice: en-us}, {name: a, voice: en-us}]\nsentences: 0", "two voices"),
-    ("voices: [{name: a, voice: en-us}]", "no templates"),
-    ("voices: [{name: ../a, voice: en-us}]\nsentences: 0", "name"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("voices: []", "voices"),
+        ("voices: [{name: a, voice: en-us}]\ncolour: 1", "colour"),
+        ("voices: [{name: a, voice: en-us}]\ntemplates: ['the {thing}']", "thing"),
+        ("voices: [{name: a, voice: en-us}, {name: a, voice: en-us}]\nsentences: 0", "two voices"),
+        ("voices: [{name: a, voice: en-us}]", "no templates"),
+        ("voices: [{name: ../a, voice: en-us}]\nsentences: 0", "name"),
+    ],
+)
 def test_a_wrong_specification_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "corpus.yaml"
     path.write_text(text)

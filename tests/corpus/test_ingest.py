@@ -76,13 +76,20 @@ def test_ljspeech_layout_and_its_faults(tmp_path: Path) -> None:
     for name in ("a", "b", "orphan"):
         sound(root / "wavs" / f"{name}.flac")
     sound(tmp_path / "secret.wav")
-    (root / "metadata.csv").write_bytes(b"\xef\xbb\xbfa|No. 1|Number one\nb|Two\n\na|again|again\ngone|text|text\n"
-                                        b"../../secret|x|x\nbare\nc|\xff\xfe|x\n")
+    (root / "metadata.csv").write_bytes(
+        b"\xef\xbb\xbfa|No. 1|Number one\nb|Two\n\na|again|again\ngone|text|text\n"
+        b"../../secret|x|x\nbare\nc|\xff\xfe|x\n"
+    )
     rows, rejects, figures = run(root, tmp_path / "out")
     assert {row["id"]: row["text"] for row in rows} == {"a": "Number one", "b": "Two"}
     assert {row["speaker"] for row in rows} == {"lj"}
-    assert figures["rejected"] == {"missing": 2, "duplicate_id": 1, "bad_metadata": 1, "text_encoding": 1,
-                                   "not_in_metadata": 1}
+    assert figures["rejected"] == {
+        "missing": 2,
+        "duplicate_id": 1,
+        "bad_metadata": 1,
+        "text_encoding": 1,
+        "not_in_metadata": 1,
+    }
     assert not any("secret" in row["path"] for row in rows)
     assert {row["id"] for row in rejects if row["rule"] == "not_in_metadata"} == {"wavs/orphan.flac"}
 
@@ -111,16 +118,36 @@ def test_every_gate_writes_one_row(tmp_path: Path) -> None:
     rows, rejects, _ = run(root, tmp_path / "out", max_seconds=2.0)
     assert {row["id"] for row in rows} == {"good", "twice"}
     assert {row["id"].split(".")[0]: row["rule"] for row in rejects} == {
-        "short": "too_short", "long": "too_long", "silent": "silent", "quiet": "silent", "clipped": "clipped",
-        "empty": "empty", "text": "unreadable", "nan": "not_finite", "cut": "truncated", "latin": "text_encoding",
-        "wide": "text_encoding", "endless": "text_too_long", "twice": "duplicate_id"}
+        "short": "too_short",
+        "long": "too_long",
+        "silent": "silent",
+        "quiet": "silent",
+        "clipped": "clipped",
+        "empty": "empty",
+        "text": "unreadable",
+        "nan": "not_finite",
+        "cut": "truncated",
+        "latin": "text_encoding",
+        "wide": "text_encoding",
+        "endless": "text_too_long",
+        "twice": "duplicate_id",
+    }
     assert len(rejects) == 13
 
 
 def test_hostile_names_become_safe_unique_ids(tmp_path: Path) -> None:
     root = tmp_path / "in"
-    names = ["a b.wav", "a_b.wav", "ü.wav", "名前.wav", "-rf.wav", "$(x);'\".wav", "A_B.wav", "n\nl.wav",
-             "x" * 200 + ".wav"]
+    names = [
+        "a b.wav",
+        "a_b.wav",
+        "ü.wav",
+        "名前.wav",
+        "-rf.wav",
+        "$(x);'\".wav",
+        "A_B.wav",
+        "n\nl.wav",
+        "x" * 200 + ".wav",
+    ]
     for name in names:
         sound(root / "s p" / name)
     sound(root / "s" / "p_c.wav")
@@ -182,12 +209,15 @@ def test_too_many_rejects_fail_with_reasons_and_leave_the_table(tmp_path: Path) 
     assert not (tmp_path / "out" / "manifest.parquet").exists()
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"path": "nowhere"}, "nowhere: no such folder"),
-    ({"layout": "ljspeech"}, "metadata.csv"),
-    ({"test_speakers": ["zoe"]}, "zoe.*it has in"),
-    ({"test_speakers": ["in"]}, "no speaker to train on"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "nowhere"}, "nowhere: no such folder"),
+        ({"layout": "ljspeech"}, "metadata.csv"),
+        ({"test_speakers": ["zoe"]}, "zoe.*it has in"),
+        ({"test_speakers": ["in"]}, "no speaker to train on"),
+    ],
+)
 def test_what_does_not_fit_the_folder_is_an_error(tmp_path: Path, changes: Row, message: str) -> None:
     sound(tmp_path / "in" / "a.wav")
     with pytest.raises(ConfigError, match=message):
@@ -209,8 +239,10 @@ def test_names_are_stable() -> None:
 
 def test_spoken_corpus(tmp_path: Path) -> None:
     spec = tmp_path / "corpus.yaml"
-    spec.write_text("sentences: 0\ndigit_strings: 4\nvoices:\n  - {name: a, voice: en-us}\n"
-                    "  - {name: b, voice: en-us+f1}\n  - {name: c, voice: en-us+m1, test: true}\n")
+    spec.write_text(
+        "sentences: 0\ndigit_strings: 4\nvoices:\n  - {name: a, voice: en-us}\n"
+        "  - {name: b, voice: en-us+f1}\n  - {name: c, voice: en-us+m1, test: true}\n"
+    )
     config = IngestConfig(path=str(spec))
     figures = ingest(config, tmp_path / "building", home="data/ingest", progress=False)
     rows = read_rows(tmp_path / "building" / "manifest.parquet", MANIFEST)

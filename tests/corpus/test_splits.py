@@ -54,8 +54,9 @@ def test_test_speakers_are_never_trained_on() -> None:
 
 def test_a_sentence_is_held_out_by_the_rule_for_joined_strings() -> None:
     splits = assign(CORPUS, CONFIG)
-    assert {c.text for c in CORPUS if splits[c.id] == "test"} == \
-        {c.text for c in CORPUS if held_out(c.text or "", CONFIG.seed, CONFIG.test_fraction)}
+    assert {c.text for c in CORPUS if splits[c.id] == "test"} == {
+        c.text for c in CORPUS if held_out(c.text or "", CONFIG.seed, CONFIG.test_fraction)
+    }
     assert held_out("one  two ", 0, 0.5) == held_out("one two", 0, 0.5)
     assert not held_out("one two", 0, 0.0) and held_out("one two", 0, 1.0)
     assert {held_out("one two", seed, 0.5) for seed in range(20)} == {True, False}

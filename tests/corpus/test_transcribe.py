@@ -44,9 +44,20 @@ def corpus(folder: Path, texts: Sequence[str | None], language: str = "en-us") -
     rows = []
     for index, text in enumerate(texts):
         path = save_wav(folder / f"u{index:03d}.wav", np.full(3200 + index, 0.1), RATE)
-        rows.append({"id": f"u{index:03d}", "path": str(path), "speaker": "s", "text": text, "language": language,
-                     "split": "train", "seconds": (3200 + index) / RATE, "sample_rate": RATE, "channels": 1,
-                     "digest": str(index)})
+        rows.append(
+            {
+                "id": f"u{index:03d}",
+                "path": str(path),
+                "speaker": "s",
+                "text": text,
+                "language": language,
+                "split": "train",
+                "seconds": (3200 + index) / RATE,
+                "sample_rate": RATE,
+                "channels": 1,
+                "digest": str(index),
+            }
+        )
     return write_table(rows, MANIFEST, folder / "manifest.parquet"), [row["id"] for row in rows]
 
 
@@ -64,11 +75,21 @@ def test_given_texts_are_checked_and_others_recognised(tmp_path: Path) -> None:
     said = ["seven three", "good morning", "Hello there", " ...", "x", "seven three nine", ""]
     ear = Ear(dict(enumerate(said, 3200)))
     kept, rejects, figures = run(tmp_path, manifest, ear, prompt="digits", max_cer=0.3)
-    assert kept["u000"] == {"id": "u000", "text": "Seven, three.", "origin": "given", "recognised": "seven three",
-                            "cer": 0.0}
+    assert kept["u000"] == {
+        "id": "u000",
+        "text": "Seven, three.",
+        "origin": "given",
+        "recognised": "seven three",
+        "cer": 0.0,
+    }
     assert (kept["u002"]["text"], kept["u002"]["origin"], kept["u002"]["cer"]) == ("Hello there", "recognised", None)
     assert {name: row["rule"] for name, row in rejects.items()} == {
-        "u001": "cer", "u003": "no_speech", "u004": "no_words", "u005": "cer", "u006": "cer"}
+        "u001": "cer",
+        "u003": "no_speech",
+        "u004": "no_words",
+        "u005": "cer",
+        "u006": "cer",
+    }
     assert "good morning" in rejects["u001"]["value"] and rejects["u001"]["threshold"] == "0.3"
     assert (figures["given"], figures["recognised"], figures["verified"]) == (1, 1, 4)
     assert 0 < figures["mean_cer"] <= 1
@@ -136,8 +157,10 @@ def test_too_many_rejects_fail_with_what_was_heard(tmp_path: Path) -> None:
 
 def test_phones_and_tokenizer(tmp_path: Path) -> None:
     manifest, _ = corpus(tmp_path, ["7", "Two!", "?!", None])
-    rows = [{"id": f"u{i:03d}", "text": text, "origin": "given", "recognised": None, "cer": None}
-            for i, text in enumerate(["7", "Two!", "?!"])]
+    rows = [
+        {"id": f"u{i:03d}", "text": text, "origin": "given", "recognised": None, "cer": None}
+        for i, text in enumerate(["7", "Two!", "?!"])
+    ]
     transcripts = write_table(rows, TRANSCRIPTS, tmp_path / "transcripts.parquet")
     out = tmp_path / "phones"
     figures = phonemize(PhonemizeConfig(max_reject_rate=0.5), manifest, transcripts, out, progress=False)

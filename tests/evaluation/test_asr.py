@@ -45,8 +45,12 @@ def test_order_batch_and_level_do_not_change_a_text(recogniser: Recogniser, clip
 
 
 def test_bad_items_are_empty_and_cost_the_others_nothing(recogniser: Recogniser, clips: list[Clip]) -> None:
-    bad: list[Clip] = [(np.zeros(16_000, np.float32), 16_000), (np.zeros(0, np.float32), 16_000),
-                       (np.full(8000, np.nan), 8000), (np.zeros((2, 100)), 16_000)]
+    bad: list[Clip] = [
+        (np.zeros(16_000, np.float32), 16_000),
+        (np.zeros(0, np.float32), 16_000),
+        (np.full(8000, np.nan), 8000),
+        (np.zeros((2, 100)), 16_000),
+    ]
     heard = recogniser.transcribe([*bad[:2], clips[0], *bad[2:]], PROMPT)
     assert heard == ["", "", recogniser.transcribe([clips[0]], PROMPT)[0], "", ""]
     assert recogniser.transcribe([]) == []
@@ -83,11 +87,14 @@ def test_a_loop_ranks_below_anything_finished() -> None:
     assert _Heard("you", -1.2, 0.9, True).spoken == "" and _Heard("you", -0.2, 0.9, True).spoken == "you"
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"language": "de"}, "English only"),
-    ({"model": "./no/such/folder"}, "no such folder"),
-    ({"compute_type": "int3"}, "int3"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"language": "de"}, "English only"),
+        ({"model": "./no/such/folder"}, "no such folder"),
+        ({"compute_type": "int3"}, "int3"),
+    ],
+)
 def test_what_cannot_be_loaded_says_why(changes: dict[str, str], message: str) -> None:
     with pytest.raises(RecogniserError, match=message):
         Recogniser(RecogniserConfig.model_validate(changes))

@@ -182,7 +182,7 @@ def test_one_speaker_has_no_others_and_dnsmos_may_be_off(corpus: list[dict], tmp
     evaluate(CONFIG, Voice(), alone, {r["id"]: r["text"] for r in alone}, tmp_path / "e", recogniser=Recogniser())
     config = parse_params({"score": {"dnsmos": False, "bootstrap": 20}, "encode": {"trim_db": None}})
     metrics = score(config, tmp_path / "e", alone, RATE, tmp_path / "s", encoder=Encoder())
-    assert metrics["similarity_others"] == metrics["dnsmos"] == {kind: None for kind in KINDS}
+    assert metrics["similarity_others"] == metrics["dnsmos"] == dict.fromkeys(KINDS)
     assert all(math.isnan(r["similarity_others"]) for r in read_rows(tmp_path / "s/scores.parquet", SCORES))
 
 

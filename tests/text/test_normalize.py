@@ -7,25 +7,28 @@ import pytest
 from vall_e.text.normalize import normalize, words_for_scoring
 
 
-@pytest.mark.parametrize(("text", "spoken"), [
-    ("7", "seven"),
-    ("Seven, THREE -- nine!", "seven three nine"),
-    ("it\u2019s \u201cfine\u201d", "it's fine"),
-    ("In 1455, Mr. Smith", "in fourteen fifty five mister smith"),
-    ("1,234,567", "one million two hundred and thirty four thousand five hundred and sixty seven"),
-    ("3.14", "three point one four"),
-    ("the 2nd of 21", "the second of twenty one"),
-    ("$2.50 & 50%", "two dollars and fifty cents and fifty percent"),
-    ("at 3:30", "at three thirty"),
-    ("007", "zero zero seven"),
-    ("12345678901234567890", "one two three four five six seven eight nine zero " * 2),
-    ("-5 and b2b", "minus five and b two b"),
-    ("\uff12\uff10 \u0663", "twenty three"),
-    ("well-known 'quoted' rock'n'roll", "well known quoted rock'n'roll"),
-    ("caf\u0065\u0301", "caf\u00e9"),
-    ("\u2026 !? \n\t", ""),
-    ("", ""),
-])
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("7", "seven"),
+        ("Seven, THREE -- nine!", "seven three nine"),
+        ("it\u2019s \u201cfine\u201d", "it's fine"),
+        ("In 1455, Mr. Smith", "in fourteen fifty five mister smith"),
+        ("1,234,567", "one million two hundred and thirty four thousand five hundred and sixty seven"),
+        ("3.14", "three point one four"),
+        ("the 2nd of 21", "the second of twenty one"),
+        ("$2.50 & 50%", "two dollars and fifty cents and fifty percent"),
+        ("at 3:30", "at three thirty"),
+        ("007", "zero zero seven"),
+        ("12345678901234567890", "one two three four five six seven eight nine zero " * 2),
+        ("-5 and b2b", "minus five and b two b"),
+        ("\uff12\uff10 \u0663", "twenty three"),
+        ("well-known 'quoted' rock'n'roll", "well known quoted rock'n'roll"),
+        ("caf\u0065\u0301", "caf\u00e9"),
+        ("\u2026 !? \n\t", ""),
+        ("", ""),
+    ],
+)
 def test_english(text: str, spoken: str) -> None:
     assert normalize(text, "en-us") == spoken.strip()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -66,7 +67,8 @@ def make_project(root: Path) -> None:
         frames = 6 + index % 4
         codes = (np.arange(LEVELS)[:, None] + index % 4 + np.arange(frames)) % CODES
         rows.append({
-            "id": f"u{index}", "speaker": f"s{index % 3}", "language": "en-us", "split": "val" if index > 25 else "train",
+            "id": f"u{index}", "speaker": f"s{index % 3}", "language": "en-us",
+            "split": "val" if index > 25 else "train",
             "text": "abcd"[index % 4], "phones": ["abcd"[index % 4]], "frames": frames, "levels": LEVELS,
             "codes": codes.reshape(-1).astype(np.int16), "seconds": frames / 50, "source": f"u{index}",
         })  # fmt: skip
@@ -109,7 +111,10 @@ def test_training_lowers_the_loss_and_leaves_a_voice_that_speaks(tmp_path: Path)
 
 
 def _start(root: Path) -> subprocess.Popen:
-    code = f"from pathlib import Path; from tests.training.test_run import params, run; run(Path({str(root)!r}), params(24))"
+    code = (
+        "from pathlib import Path; from tests.training.test_run import params, run; "
+        f"run(Path({str(root)!r}), params(24))"
+    )
     return subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
 
 
@@ -147,7 +152,7 @@ def test_rate_schedules() -> None:
     hold = config.model_copy(update={"schedule": "hold"})
     assert rate_factor(99, hold) == 1.0
     cosine = [rate_factor(step, config.model_copy(update={"schedule": "cosine"})) for step in range(10, 101)]
-    assert all(a >= b for a, b in zip(cosine, cosine[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(cosine))
 
 
 def test_the_plan_counts_what_would_be_built(tmp_path: Path) -> None:

@@ -70,8 +70,9 @@ class DemoSpec(Section):
         for template in self.templates:
             missing = set(_slots(template)) - known
             if missing:
-                raise ValueError(f"template {template!r} names unknown word lists {sorted(missing)}; "
-                                 f"known: {sorted(known)}")
+                raise ValueError(
+                    f"template {template!r} names unknown word lists {sorted(missing)}; known: {sorted(known)}"
+                )
         return self
 
     def vocabulary(self) -> list[str]:
@@ -102,8 +103,10 @@ def read_spec(path: str | Path) -> DemoSpec:
     try:
         return DemoSpec.model_validate(raw)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, item['loc'])) or '(whole file)'}: {item['msg'].removeprefix('Value error, ')}"
-                 for item in error.errors()]
+        lines = [
+            f"  {'.'.join(map(str, item['loc'])) or '(whole file)'}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        ]
         raise ConfigError(f"{path} is not a valid demo corpus:\n" + "\n".join(lines)) from None
 
 
@@ -144,8 +147,9 @@ def speak(voice: Voice, text: str) -> tuple[np.ndarray, int]:
     with _loaded_library() as library:
         rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeak.data_path().encode(), _DONT_EXIT)
         if rate <= 0:
-            raise RuntimeError(f"espeak-ng did not start with the data in {espeak.data_path()}: "
-                               "reinstall espeakng-loader")
+            raise RuntimeError(
+                f"espeak-ng did not start with the data in {espeak.data_path()}: reinstall espeakng-loader"
+            )
         chunks: list[np.ndarray] = []
 
         def receive(samples: ctypes._Pointer, count: int, _events: int) -> int:
@@ -168,8 +172,13 @@ def _say(library: ctypes.CDLL, voice: Voice, text: str) -> None:
     unknown = variant and not (Path(espeak.data_path()) / "voices" / "!v" / variant).is_file()
     if unknown or library.espeak_SetVoiceByName(voice.voice.encode()) != 0:
         raise ConfigError(f"voice {voice.name}: espeak-ng has no voice {voice.voice!r}")
-    for parameter, value in ((_RATE, voice.rate), (_VOLUME, 100), (_PITCH, voice.pitch),
-                             (_RANGE, voice.range), (_WORDGAP, voice.gap)):
+    for parameter, value in (
+        (_RATE, voice.rate),
+        (_VOLUME, 100),
+        (_PITCH, voice.pitch),
+        (_RANGE, voice.range),
+        (_WORDGAP, voice.gap),
+    ):
         library.espeak_SetParameter(parameter, value, 0)
     # The library draws its roughness from C's generator, which it seeds with the time.
     _c_library().srand(1)

@@ -96,9 +96,7 @@ def _spoken(spec: demo.DemoSpec, folder: Path) -> Iterator[Recording]:
         yield Recording(path, utterance.id, utterance.voice.name, utterance.text)
 
 
-def _examine(
-    recording: Recording, name: str, speaker: str, config: IngestConfig
-) -> tuple[Row | None, Row]:
+def _examine(recording: Recording, name: str, speaker: str, config: IngestConfig) -> tuple[Row | None, Row]:
     """The manifest's row of a recording, or None and the row of its reject."""
     try:
         info = probe(recording.path)
@@ -118,9 +116,16 @@ def _examine(
         rule, value, threshold = fault
         return None, reject(name, STAGE, rule, value, threshold)
     return {
-        "id": name, "path": recording.path.as_posix(), "speaker": speaker, "text": recording.text,
-        "language": config.language, "split": TRAIN, "seconds": len(wav) / rate, "sample_rate": rate,
-        "channels": info.channels, "digest": digest,
+        "id": name,
+        "path": recording.path.as_posix(),
+        "speaker": speaker,
+        "text": recording.text,
+        "language": config.language,
+        "split": TRAIN,
+        "seconds": len(wav) / rate,
+        "sample_rate": rate,
+        "channels": info.channels,
+        "digest": digest,
     }, {}
 
 
@@ -129,10 +134,14 @@ def _split(rows: list[Row], config: IngestConfig, test_speakers: tuple[str, ...]
     known = {row["speaker"] for row in rows}
     strangers = sorted(set(config.test_speakers) - known)
     if strangers:
-        raise ConfigError(f"ingest.test_speakers names {', '.join(strangers)}, which the corpus does not have; "
-                          f"it has {', '.join(sorted(known))}")
-    candidates = [Candidate(row["id"], row["speaker"], normalize(row["text"], row["language"]) if row["text"] else None)
-                  for row in rows]
+        raise ConfigError(
+            f"ingest.test_speakers names {', '.join(strangers)}, which the corpus does not have; "
+            f"it has {', '.join(sorted(known))}"
+        )
+    candidates = [
+        Candidate(row["id"], row["speaker"], normalize(row["text"], row["language"]) if row["text"] else None)
+        for row in rows
+    ]
     splits = assign(candidates, config, test_speakers)
     for row in rows:
         row["split"] = splits[row["id"]]

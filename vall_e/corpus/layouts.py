@@ -85,13 +85,18 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     names = parts[1::2]
     for name in names:
         if name not in _FIELDS:
-            raise ConfigError(f"ingest.pattern {pattern!r}: unknown field {{{name}}}; known are "
-                              + ", ".join(f"{{{field}}}" for field in _FIELDS))
+            raise ConfigError(
+                f"ingest.pattern {pattern!r}: unknown field {{{name}}}; known are "
+                + ", ".join(f"{{{field}}}" for field in _FIELDS)
+            )
     if not names or len(set(names)) < len(names):
-        raise ConfigError(f"ingest.pattern {pattern!r}: name each field once, for example "
-                          "'{text}_{speaker}_{take}'")
-    regex = "".join(re.escape(part) if i % 2 == 0 else f"(?P<{part}>.+{'' if part == 'text' else '?'})"
-                    for i, part in enumerate(parts))
+        raise ConfigError(
+            f"ingest.pattern {pattern!r}: name each field once, for example '{{text}}_{{speaker}}_{{take}}'"
+        )
+    regex = "".join(
+        re.escape(part) if i % 2 == 0 else f"(?P<{part}>.+{'' if part == 'text' else '?'})"
+        for i, part in enumerate(parts)
+    )
     return re.compile(regex, re.DOTALL)
 
 
@@ -147,9 +152,7 @@ def _layout(config: IngestConfig, root: Path, files: list[Path]) -> str:
     return "speaker" if any(len(path.relative_to(root).parts) > 1 for path in files) else "flat"
 
 
-def _facts(
-    layout: str, regex: re.Pattern[str] | None, root: Path, relative: Path, key: str
-) -> tuple[str, str | None]:
+def _facts(layout: str, regex: re.Pattern[str] | None, root: Path, relative: Path, key: str) -> tuple[str, str | None]:
     """Speaker and text of a recording. Raises TextError where its name does not fit the pattern."""
     owner = root.resolve().name or "speaker"
     folder = relative.parts[0] if len(relative.parts) > 1 else owner

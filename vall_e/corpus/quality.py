@@ -66,8 +66,11 @@ def check_reject_rate(
         lines.append(f"\n  {rule} {count}, for example {row['id']}{found}{allowed}")
     if not total:
         raise RejectRateError(f"{stage}: there is no utterance to work on")
-    reason = "every utterance was rejected" if not kept else \
-        f"{rejected} of {total} utterances were rejected, more than {stage}.max_reject_rate {limit:g} allows"
+    reason = (
+        "every utterance was rejected"
+        if not kept
+        else f"{rejected} of {total} utterances were rejected, more than {stage}.max_reject_rate {limit:g} allows"
+    )
     raise RejectRateError(f"{stage}: {reason}; mend the recordings or the parameters{''.join(lines)}")
 
 

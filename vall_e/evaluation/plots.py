@@ -11,6 +11,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -272,6 +274,6 @@ def waveform(wav: np.ndarray, bars: int = 96) -> str:
     if not wav.size:
         return ""
     edges = np.linspace(0, wav.size, bars + 1).astype(int)
-    peaks = np.array([np.abs(wav[a:b]).max(initial=0.0) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    peaks = np.array([np.abs(wav[a:b]).max(initial=0.0) for a, b in itertools.pairwise(edges)])
     peaks = peaks / max(float(peaks.max()), 1e-3) * 18.5 + 0.6
     return "".join(f"M{2 * i + 1} {20 - h:.1f}V{20 + h:.1f}" for i, h in enumerate(peaks))

@@ -64,7 +64,11 @@ class _Decoder:
     """The state of one batch."""
 
     def __init__(
-        self, model: VallE, prompts: Sequence[Sample], sampling: SamplingConfig, seeds: Sequence[int],
+        self,
+        model: VallE,
+        prompts: Sequence[Sample],
+        sampling: SamplingConfig,
+        seeds: Sequence[int],
         max_frames: Sequence[int],
     ) -> None:
         self.model, self.sampling, self.steps = model, sampling, max(max_frames)

@@ -46,4 +46,3 @@ def fill_levels(
             draws = torch.empty(logits.shape).exponential_(generator=generators[i]).to(logits.device)
             codes[level] = sample(logits, draws, temperature=sampling.nar_temperature).cpu().numpy()
     return out
-

@@ -151,9 +151,7 @@ class Voice:
             codes = fill_levels(self.model, samples, codes, sampling, seeds)
         waves = [self._decode(c) for c in codes]
         share = (time.perf_counter() - started) / len(requests)
-        return [
-            self._speech(*row, share) for row in zip(chosen, codes, waves, samples, limits, notes, strict=True)
-        ]
+        return [self._speech(*row, share) for row in zip(chosen, codes, waves, samples, limits, notes, strict=True)]
 
     def prompt_codes(self, wav: np.ndarray) -> tuple[np.ndarray, list[str]]:
         """Codes int64 [L, P] of a reference float32 [N] at the voice's rate, and warnings.
@@ -169,7 +167,9 @@ class Voice:
         if settings.loudness_lufs is not None:
             wav = normalize_loudness(wav, self.sample_rate, settings.loudness_lufs)
         if wav.size < 0.2 * self.sample_rate:
-            warnings.append(f"the reference has only {wav.size / self.sample_rate:.2f} s of sound: one to three are better")
+            warnings.append(
+                f"the reference has only {wav.size / self.sample_rate:.2f} s of sound: one to three are better"
+            )
         with torch.inference_mode():
             codes = self.codec.encode(torch.from_numpy(wav)[None, None].to(self.device))[0].cpu().numpy()
         longest = max(1, round(self.config.prompt_seconds * self.codec.frame_rate))
@@ -238,8 +238,14 @@ class Voice:
             return self.codec.decode(torch.from_numpy(codes)[None].to(self.device))[0, 0].float().cpu().numpy()
 
     def _speech(
-        self, best: Candidate, codes: np.ndarray, wav: np.ndarray, sample: Sample, limit: int,
-        notes: Sequence[str], share: float,
+        self,
+        best: Candidate,
+        codes: np.ndarray,
+        wav: np.ndarray,
+        sample: Sample,
+        limit: int,
+        notes: Sequence[str],
+        share: float,
     ) -> Speech:
         warnings = list(notes)
         if not best.finished:

@@ -57,7 +57,9 @@ def load_config(folder: str | Path) -> VoiceConfig:
     """Read a voice's config.json. Raises FileNotFoundError or VoiceError naming the file and what is wrong."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: --model takes the folder that the train stage wrote (models/voice)")
+        raise FileNotFoundError(
+            f"{path} is missing: --model takes the folder that the train stage wrote (models/voice)"
+        )
     try:
         return VoiceConfig.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:

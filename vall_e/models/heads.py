@@ -50,7 +50,7 @@ class DepthHead(nn.Module):
             nn.init.normal_(table.weight, std=0.5)
 
     def forward(self, hidden: Tensor, level: int, drawn: list[Tensor]) -> Tensor:
-        """``hidden`` [M, D] and ``drawn``, the codes int64 [M] of the levels before → logits [M, n] (n + 1 on level 0)."""
+        """``hidden`` [M, D] and codes int64 [M] of the levels before → logits [M, n] (n + 1 on level 0)."""
         if level == 0:
             return self.first(hidden)
         x = hidden + self.level.weight[level]

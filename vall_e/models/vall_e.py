@@ -37,9 +37,7 @@ class VallE(nn.Module):
         self.layout = Layout.of(config, levels, codes)
         self.text = nn.Embedding(phones, config.dim, padding_idx=0)
         self.segment = nn.Embedding(self.layout.segments, config.dim, padding_idx=0)
-        self.code = nn.ModuleList(
-            nn.Embedding(self.layout.code_ids, config.dim, padding_idx=0) for _ in range(levels)
-        )
+        self.code = nn.ModuleList(nn.Embedding(self.layout.code_ids, config.dim, padding_idx=0) for _ in range(levels))
         for table in (self.text, self.segment, *self.code):
             nn.init.normal_(table.weight, std=EMBEDDING_STD)
             table.weight.data[0].zero_()

@@ -52,7 +52,12 @@ class Attention(nn.Module):
         self.o = nn.Linear(heads * self.head_dim, dim, bias=False)
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """``x`` [B, T, D] → [B, T, D].
 

@@ -61,7 +61,13 @@ def draw(logits: Tensor, noise: Tensor | None) -> Tensor:
 
 
 def sample(
-    logits: Tensor, noise: Tensor, *, temperature: float, k: int = 0, p: float = 1.0, penalty: float = 1.0,
+    logits: Tensor,
+    noise: Tensor,
+    *,
+    temperature: float,
+    k: int = 0,
+    p: float = 1.0,
+    penalty: float = 1.0,
     history: Tensor | None = None,
 ) -> Tensor:
     """The whole chain: a token int64 [R] for logits [R, V]; temperature 0 is greedy."""

@@ -10,9 +10,20 @@ import re
 import unicodedata
 
 _APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ`´＇"), "'")
-_ABBREVIATIONS = {"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": "professor", "vs": "versus",
-                  "etc": "et cetera", "jr": "junior", "sr": "senior", "capt": "captain", "col": "colonel",
-                  "gen": "general"}
+_ABBREVIATIONS = {
+    "mr": "mister",
+    "mrs": "missus",
+    "ms": "miz",
+    "dr": "doctor",
+    "prof": "professor",
+    "vs": "versus",
+    "etc": "et cetera",
+    "jr": "junior",
+    "sr": "senior",
+    "capt": "captain",
+    "col": "colonel",
+    "gen": "general",
+}
 _SYMBOLS = {"en": {"&": "and", "+": "plus", "=": "equals", "@": "at", "%": "percent", "°": "degrees"}}
 _CURRENCY = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent")}
 _LONGEST_NUMBER = 15

@@ -34,8 +34,9 @@ def _backend(language: str, with_stress: bool) -> EspeakBackend:
         raise LanguageError(f"espeak-ng does not speak {language!r}; {hint}")
     quiet = logging.getLogger("vall_e.phonemizer")
     quiet.setLevel(logging.ERROR)
-    return EspeakBackend(language, with_stress=with_stress, language_switch="remove-flags",
-                         words_mismatch="ignore", logger=quiet)
+    return EspeakBackend(
+        language, with_stress=with_stress, language_switch="remove-flags", words_mismatch="ignore", logger=quiet
+    )
 
 
 def phonemize(texts: list[str], language: str = "en-us", with_stress: bool = True) -> list[list[str]]:

@@ -48,8 +48,10 @@ class Tokenizer:
         """
         unknown = sorted({phone for phone in phones if phone not in self._ids or phone in _SPECIAL})
         if unknown:
-            raise UnknownPhoneError(f"the model never saw the phones {' '.join(map(repr, unknown))}: "
-                                    "use words whose sounds occur in its training texts")
+            raise UnknownPhoneError(
+                f"the model never saw the phones {' '.join(map(repr, unknown))}: "
+                "use words whose sounds occur in its training texts"
+            )
         return [self._ids[phone] for phone in phones]
 
     def decode(self, ids: Iterable[int]) -> list[str]:

@@ -66,7 +66,9 @@ class _Data(pl.LightningDataModule):
         stretch, accumulate = self.config.checkpoint_every, self.config.accumulate
         first = self.trainer.current_epoch * stretch
         last = min(first + stretch, self.config.max_steps)
-        return DataLoader(_Steps(self.train_batches, self.layout, first * accumulate, last * accumulate), batch_size=None)
+        return DataLoader(
+            _Steps(self.train_batches, self.layout, first * accumulate, last * accumulate), batch_size=None
+        )
 
     def val_dataloader(self) -> DataLoader | list:
         if self.val_batches is None:
@@ -200,9 +202,7 @@ def train(
     }
 
 
-def _load_data(
-    params: Params, root: Path, tokenizer: Tokenizer, codes: int, levels: int
-) -> tuple[_Data, CodesCorpus]:
+def _load_data(params: Params, root: Path, tokenizer: Tokenizer, codes: int, levels: int) -> tuple[_Data, CodesCorpus]:
     space = tokenizer.encode([WORD_GAP])[0] if WORD_GAP in tokenizer.phones else 0
     similar = root / "data/similar/similar.parquet"
 
@@ -232,12 +232,21 @@ def _fit(
     package = Path(__file__).parent.parent
     inputs = [root / "data/encode", root / "data/similar", root / "data/phonemize", root / "models/codec"]
     code = [package / name for name in ("models", "nn", "backbones", "data", "training")]
-    facts = {"model": params.model.model_dump(mode="json"), "train": config.model_dump(mode="json", exclude={"threads"})}
+    facts = {
+        "model": params.model.model_dump(mode="json"),
+        "train": config.model_dump(mode="json", exclude={"threads"}),
+    }
     work = WorkFolder("train", key_of(*inputs, params=facts, code=code), work_root)
     curves = Curves(work.path / "train.csv", config.max_steps, log)
     stretches = -(-config.max_steps // config.checkpoint_every)
-    checkpoint = ModelCheckpoint(work.path, filename="last", save_top_k=1, every_n_epochs=1, enable_version_counter=False,
-                                 save_on_train_epoch_end=True)
+    checkpoint = ModelCheckpoint(
+        work.path,
+        filename="last",
+        save_top_k=1,
+        every_n_epochs=1,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*num_workers.*")
