@@ -8,6 +8,7 @@ even by SIGKILL, the line ends without a farewell and the child closes the run a
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -119,6 +120,8 @@ def main() -> int:
     """The child: records until told to stop. Signals to the group are the stage's affair; the pipe's end is ours."""
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)
+    reply = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what MLflow prints must not be taken for the answer
     from stages import tracking
 
     run = None
@@ -129,7 +132,7 @@ def main() -> int:
             if call == "open":
                 config, root, *names = args
                 run = tracking.start(TrackingConfig(**config), Path(root), *names, started=when)
-                print(run.id, flush=True)
+                print(run.id, file=reply, flush=True)
             elif call == "close":
                 run.close(*args, ended=when)
                 return 0
