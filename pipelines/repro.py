@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from pipelines.profile import (
     committed_params,
     overridden,
@@ -69,7 +71,7 @@ def _dry_run(params: Params, stage: str | None) -> int:
     if "train" in order:
         from vall_e.training.plan import describe
 
-        print(describe(params))
+        print(yaml.safe_dump({"train": describe(params)}, sort_keys=False, allow_unicode=True), end="")
     return 0
 
 

@@ -81,6 +81,7 @@ class TranscribeConfig(Section):
 class PhonemizeConfig(Section):
     language: str = "en-us"
     with_stress: bool = True
+    words_apart: bool = Field(False, description="each word as if alone; for clips of words that a loader joins")
     max_reject_rate: Fraction = 0.05
 
 

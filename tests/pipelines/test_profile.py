@@ -74,10 +74,10 @@ def test_demo_leaves_the_file_as_it_is(project):
 
 def test_profiles_do_not_pile_up(project):
     _commit(project)
+    _, fresh = repro.prepare(project, "micro", [])
     text, _ = repro.prepare(project, "digits", [])
     profile.write_params(project, text)
-    _, params = repro.prepare(project, "micro", [])
-    assert params.ingest.source == "espeak" and params.encode.speeds == () and params.train.join is None
+    assert repro.prepare(project, "micro", [])[1] == fresh
     _, params = repro.prepare(project, None, ["train.max_steps=7"])
     assert params.profile == "digits" and params.train.max_steps == 7
 

@@ -16,6 +16,12 @@ def test_phones_words_and_stress() -> None:
     assert phonemize(["zwei"], "de") == [["ts", "v", "ˈaɪ"]]
 
 
+def test_words_apart_do_not_change_each_other() -> None:
+    linked, apart = phonemize(["four eight"])[0], phonemize(["four eight"], words_apart=True)[0]
+    assert apart == [*phonemize(["four"])[0], " ", *phonemize(["eight"])[0]]
+    assert apart != linked
+
+
 def test_a_text_in_a_batch_equals_the_text_alone() -> None:
     texts = ["open the green window", "", "  ", "one", "nine zero", "a\nline break"]
     assert phonemize(texts) == [phonemize([text])[0] for text in texts]

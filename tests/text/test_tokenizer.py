@@ -38,3 +38,9 @@ def test_file(tmp_path: Path) -> None:
     path.write_text('{"words": []}')
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         Tokenizer.load(path)
+
+
+def test_the_gap_between_words_is_always_known() -> None:
+    """Clips of single words are joined by a loader: their tokenizer never saw a gap."""
+    assert Tokenizer(["a", "b"]).encode(["a", " ", "b"]) == [3, PAD, 4]
+    assert Tokenizer(["a", " "]).encode([" "]) == [3]

@@ -54,7 +54,7 @@ def phonemize(
         for language, items in sorted(by_language.items()):
             for start in range(0, len(items), _BATCH):
                 part = items[start : start + _BATCH]
-                spoken = phones_of([text for _, text in part], language, config.with_stress)
+                spoken = phones_of([text for _, text in part], language, config.with_stress, config.words_apart)
                 for (name, text), phones in zip(part, spoken, strict=True):
                     if phones:
                         rows.append({"id": name, "text": text, "phones": phones})

@@ -215,7 +215,9 @@ class Voice:
             else:
                 language = request.language or self.config.language
                 text = normalize(request.text, language)
-                phones = phonemize([text], language, self.config.with_stress)[0] if text else []
+                phones = (
+                    phonemize([text], language, self.config.with_stress, self.config.words_apart)[0] if text else []
+                )
             if not any(phone.strip() for phone in phones):
                 raise SpeechError(f"nothing to say in {request.text!r}: give some words")
             out.append(phones)

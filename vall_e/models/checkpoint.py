@@ -35,6 +35,7 @@ class VoiceConfig(Section):
     sampling: SamplingConfig
     language: str
     with_stress: bool
+    words_apart: bool = False
     seconds_per_phone: PositiveFloat
     prompt_seconds: PositiveFloat
     lineage: dict[str, Any] = {}

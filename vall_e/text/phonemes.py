@@ -39,13 +39,17 @@ def _backend(language: str, with_stress: bool) -> EspeakBackend:
     )
 
 
-def phonemize(texts: list[str], language: str = "en-us", with_stress: bool = True) -> list[list[str]]:
+def phonemize(
+    texts: list[str], language: str = "en-us", with_stress: bool = True, words_apart: bool = False
+) -> list[list[str]]:
     """Phone tokens of each text.
 
     Args:
         texts: normalised texts (``vall_e.text.normalize``), at most some sentences each.
         language: espeak-ng language, such as ``en-us``.
         with_stress: keep stress marks, in front of the vowel's token.
+        words_apart: each word as if alone. In a sentence words change each other ("four eight" links its r): a model
+            that learned from joined clips of single words never heard that.
 
     Returns:
         For each text its phones, with ``" "`` between words; empty where the text has nothing to speak.
@@ -60,6 +64,10 @@ def phonemize(texts: list[str], language: str = "en-us", with_stress: bool = Tru
 
     if not texts:
         return []
+    if words_apart:
+        words = sorted({word for text in texts for word in text.split()})
+        alone = dict(zip(words, phonemize(words, language, with_stress), strict=True))
+        return [_join([alone[word] for word in text.split()]) for text in texts]
     backend = _backend(language, with_stress)
     separator = Separator(phone=_PHONE_BREAK, syllable="", word="\n")
     # A line of its own for each text: the phonemizer drops empty ones, so they are not handed to it.
@@ -68,8 +76,14 @@ def phonemize(texts: list[str], language: str = "en-us", with_stress: bool = Tru
     lines = backend.phonemize(said, separator=separator, strip=True, njobs=1)
     out: list[list[str]] = [[] for _ in texts]
     for index, line in zip(spoken, lines, strict=True):
-        for word in line.split("\n"):
-            phones = [phone for phone in word.split(_PHONE_BREAK) if phone.strip()]
-            if phones:
-                out[index].extend([WORD_BREAK, *phones] if out[index] else phones)
+        out[index] = _join([[p for p in word.split(_PHONE_BREAK) if p.strip()] for word in line.split("\n")])
+    return out
+
+
+def _join(words: list[list[str]]) -> list[str]:
+    """Phones of words, with a break between those that have any."""
+    out: list[str] = []
+    for phones in words:
+        if phones:
+            out.extend([WORD_BREAK, *phones] if out else phones)
     return out

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 PAD, BOS, EOS = 0, 1, 2
+WORD_GAP = " "
 _SPECIAL = ("<pad>", "<bos>", "<eos>")
 
 
@@ -25,7 +26,8 @@ class Tokenizer:
     def __init__(self, phones: Iterable[str]) -> None:
         self.phones: tuple[str, ...] = tuple(sorted(set(phones) - set(_SPECIAL)))
         self._symbols = (*_SPECIAL, *self.phones)
-        self._ids = {symbol: index for index, symbol in enumerate(self._symbols)}
+        # A corpus of single words has no gap between words; where a loader joins them, the null id stands for it.
+        self._ids = {WORD_GAP: PAD} | {symbol: index for index, symbol in enumerate(self._symbols)}
 
     @classmethod
     def fit(cls, corpus: Iterable[Sequence[str]]) -> Tokenizer:

@@ -31,13 +31,12 @@ from vall_e.data.samples import SampleMaker
 from vall_e.models.checkpoint import VoiceConfig, save_model
 from vall_e.models.packing import Layout, Packed, pack
 from vall_e.models.vall_e import VallE
-from vall_e.text.tokenizer import Tokenizer
+from vall_e.text.tokenizer import WORD_GAP, Tokenizer
 from vall_e.training.module import VallEModule
 
 Log = Callable[[int, dict[str, float]], None]
 VALIDATION_BATCHES = 4
 LOG_EVERY = 10  # steps
-WORD_GAP = " "  # the phone between words
 
 
 class _Steps(Dataset):
@@ -203,7 +202,7 @@ def train(
 
 
 def _load_data(params: Params, root: Path, tokenizer: Tokenizer, codes: int, levels: int) -> tuple[_Data, CodesCorpus]:
-    space = tokenizer.encode([WORD_GAP])[0] if WORD_GAP in tokenizer.phones else 0
+    space = tokenizer.encode([WORD_GAP])[0]
     similar = root / "data/similar/similar.parquet"
 
     def load(split: str, augment: bool) -> tuple[CodesCorpus, Batches | None]:
@@ -272,6 +271,7 @@ def _describe(params: Params, corpus: CodesCorpus, levels: int, codes: int, phon
     return VoiceConfig(
         model=params.model, levels=levels, codes=codes, phones=phones, codec=params.codec, encode=params.encode,
         sampling=params.sampling, language=params.phonemize.language, with_stress=params.phonemize.with_stress,
+        words_apart=params.phonemize.words_apart,
         seconds_per_phone=seconds / max(1, spoken), prompt_seconds=params.train.prompt_seconds[1],
         lineage={"profile": params.profile, "steps": params.train.max_steps, "train_hours": round(corpus.hours, 4)},
     )  # fmt: skip
