@@ -12,7 +12,7 @@ UV := .uv/bin/uv
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo run test lint ui lock clean
+.PHONY: help env demo run test slow lint ui lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -26,7 +26,10 @@ run: env  ## the pipeline with a profile of conf/: make run PROFILE=digits
 	@$(RUN) python -m pipelines.repro --profile $(PROFILE)
 
 test: env  ## the tests
-	@$(RUN) python -m pytest
+	@$(RUN) python -m pytest -m "not slow"
+
+slow: env  ## the tests that take minutes: stages of a real pipeline, killed and started again
+	@$(RUN) python -m pytest -m slow
 
 lint: env  ## style and mistakes
 	@$(RUN) ruff check .
