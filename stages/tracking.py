@@ -64,12 +64,22 @@ def _quiet() -> None:
 
 
 def open_store(config: TrackingConfig, root: Path) -> tuple[MlflowClient, str]:
-    """The client and the experiment's id. Database and experiment are made once, however many processes start."""
+    """The client and the experiment's id. Database and experiment are made once, however many processes start.
+
+    MLflow lays a new database out in many steps and trips over one that was killed on the way. So it is laid out
+    under another name and renamed when it is whole.
+    """
     _quiet()
     from mlflow import MlflowClient
 
-    (root / ".work").mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".work" / "mlflow.lock"):
+    work, database = root / ".work", root / "mlflow.db"
+    work.mkdir(parents=True, exist_ok=True)
+    with FileLock(work / "mlflow.lock"):
+        if not config.uri and not database.exists():
+            for left in work.glob("mlflow-new.db*"):
+                left.unlink()
+            MlflowClient(f"sqlite:///{(work / 'mlflow-new.db').resolve()}").search_experiments(max_results=1)
+            os.replace(work / "mlflow-new.db", database)
         client = MlflowClient(store_uri(config, root))
         experiment = client.get_experiment_by_name(config.experiment)
         if experiment is not None:

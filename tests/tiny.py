@@ -27,7 +27,8 @@ def sample(rng: np.random.Generator, text: int = 4, prompt: int = 5, response: i
     def codes(frames: int) -> np.ndarray:
         return rng.integers(CODES, size=(LEVELS, frames))
 
-    return Sample(rng.integers(3, PHONES, size=text), codes(prompt), codes(response), level)
+    spoken = np.stack(2 * [np.arange(response) * text // response]) if text and level == 0 else None
+    return Sample(rng.integers(3, PHONES, size=text), codes(prompt), codes(response), level, spoken=spoken)
 
 
 def corpus(utterances: int = 24, speakers: int = 3, seed: int = 0) -> CodesCorpus:

@@ -157,6 +157,7 @@ class ModelConfig(Section):
     codebook_init: bool = Field(True, description="token tables start from the codec's codebook vectors")
     depth_dim: PositiveInt = 256
     depth_layers: PositiveInt = 1
+    alignment: bool = Field(True, description="a head at half depth that learns which phone is being spoken")
     level_weights: tuple[PositiveFloat, ...] | None = Field(
         None, description="ar+nar: how often each level is drawn in training"
     )
@@ -207,9 +208,12 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0 leaves torch's choice")
     label_smoothing: Fraction = 0.05
+    alignment_weight: Annotated[float, Field(ge=0.0)] = Field(
+        0.3, description="weight of the loss by which frames learn where in the text they are"
+    )
     text_dropout: Fraction = Field(0.1, description="rows trained without text, for guidance (2207.12598)")
     prompt_dropout: Fraction = 0.05
-    input_mask: Fraction = Field(0.1, description="response input frames replaced by the mask token")
+    input_mask: Fraction = Field(0.15, description="response input frames replaced by the mask token")
     input_random: Fraction = Field(0.02, description="response input frames replaced by random codes")
     ema_decay: Fraction = 0.998
     prompt_seconds: tuple[PositiveFloat, PositiveFloat] = (1.0, 3.0)

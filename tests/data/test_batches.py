@@ -11,7 +11,7 @@ from tests.tiny import CODES, corpus, model_config, train_config
 from vall_e.config import JoinConfig, TrainConfig
 from vall_e.corpus.splits import held_out
 from vall_e.data.batches import POOL, Batches
-from vall_e.data.samples import SampleMaker
+from vall_e.data.samples import SampleMaker, diagonal
 
 SPACE = 3
 
@@ -65,6 +65,25 @@ def test_joined_clips_share_a_speaker_and_their_text_is_joined_with_a_gap() -> N
     assert sample.text[1] == SPACE
     lengths = [4 + int(t) - 4 for t in sample.text[[0, 2]]]
     assert sample.response.shape[1] == sum(lengths) + 3  # 0.06 s at 50 frames a second
+
+
+def test_frames_of_joined_clips_know_their_phones() -> None:
+    """Words of one phone each: a clip's frames are its phone's, a pause's the gap's."""
+    maker = _maker(train_config(text_dropout=0.0, join=JoinConfig(min_clips=3, max_clips=3, gap_seconds=(0.06, 0.06))))
+    made = maker.make(0, 10**6, np.random.default_rng(1))
+    lengths = [3 if t == SPACE else int(t) for t in made.text]  # a word's phone is also its number of frames
+    expected = np.repeat(np.arange(len(lengths)), lengths)
+    np.testing.assert_array_equal(made.spoken, [expected, expected])
+
+
+@pytest.mark.parametrize(("phones", "frames"), [(1, 7), (3, 20), (60, 300), (9, 2)])
+def test_the_band_of_an_even_pace(phones: int, frames: int) -> None:
+    first, last = diagonal(phones, frames)
+    pace = (np.arange(frames) + 0.5) / frames * phones
+    assert (first <= pace).all() and (pace <= last + 1).all()
+    assert first.min() >= 0 and last.max() == phones - 1
+    assert (np.diff(first) >= 0).all() and (np.diff(last) >= 0).all()
+    assert (last - first).max() <= max(2, 0.3 * phones + 1)
 
 
 def test_curriculum_starts_with_the_shortest() -> None:

@@ -29,7 +29,10 @@ def _uncached(model: VallE, prompt: Sample, frames: int, strength: float) -> np.
     codes = prompt.response
     shown = LEVELS if model.layout.depth else 1
     for _ in range(frames):
-        rows = [replace(prompt, response=codes), replace(prompt, text=prompt.text[:0], response=codes)]
+        rows = [
+            replace(prompt, response=codes, spoken=None),
+            replace(prompt, text=prompt.text[:0], response=codes, spoken=None),
+        ]
         last = [model.hidden(pack([row], model.layout))[0, -1:] for row in rows]
         logits = [model.heads(h, 0, []) if model.layout.depth else model.heads(h, 0) for h in last]
         conditioned, null = (x.log_softmax(-1) for x in logits)
@@ -49,7 +52,7 @@ def _uncached(model: VallE, prompt: Sample, frames: int, strength: float) -> np.
 @pytest.mark.parametrize("positions", ["segment", "sequence"])
 def test_cached_ragged_batch_equals_uncached_single_rows(kind: str, strength: float, positions: str) -> None:
     model, prompts = build(kind, positions=positions), _prompts()
-    prompts[1] = replace(prompts[1], response=prompts[2].prompt[:, :2])  # one row goes on from a prefix
+    prompts[1] = replace(prompts[1], response=prompts[2].prompt[:, :2], spoken=None)  # one row goes on from a prefix
     got = decode_frames(model, prompts, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
     with torch.no_grad():
         for candidates, prompt in zip(got, prompts, strict=True):
@@ -104,7 +107,7 @@ def test_levels_are_filled_as_teacher_forcing_would() -> None:
     for prompt, level0, codes in zip(prompts, first, out, strict=True):
         np.testing.assert_array_equal(codes[:1], level0)
         for level in range(1, LEVELS):
-            packed = pack([replace(prompt, response=codes, level=level)], model.layout)
+            packed = pack([replace(prompt, response=codes, level=level, spoken=None)], model.layout)
             with torch.no_grad():
                 logits = model.heads(model.hidden(packed)[0, int(packed.response[0]) + 1 :], level)
             np.testing.assert_array_equal(codes[level], logits.argmax(-1).numpy())

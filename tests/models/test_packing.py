@@ -59,6 +59,19 @@ def test_corruption_changes_what_is_seen_not_what_is_wanted(rng: np.random.Gener
     assert (clean.code != corrupted.code).any(dim=1).nonzero()[:, 1].tolist() == [at]
 
 
+def test_frames_know_the_slots_of_their_phones_and_stop_that_of_eos(rng: np.random.Generator) -> None:
+    s = Sample(
+        np.array([4, 5]), *(np.zeros((LEVELS, n), dtype=np.int64) for n in (2, 3)), spoken=np.array([[0, 0, 1]] * 2)
+    )
+    packed = pack([s, sample(rng, 9, 3, 8)], Layout(LEVELS, CODES))
+    start = int(packed.response[0])
+    assert packed.spoken[0, 0, start : start + 4].tolist() == [1, 1, 2, 3]
+    assert packed.text[0, [1, 2]].tolist() == [4, 5]
+    assert (packed.spoken[0, :, :start] == IGNORE).all() and (packed.spoken[0, :, start + 4 :] == IGNORE).all()
+    silent = pack([Sample(s.text, s.prompt, s.response)], Layout(LEVELS, CODES))
+    assert (silent.spoken == IGNORE).all()
+
+
 def test_positions_count_anew_in_each_segment_or_go_on(rng: np.random.Generator) -> None:
     s = sample(rng, 3, 2, 4)
     restarted, running = (pack([s], Layout(LEVELS, CODES, restart=r)).position[0].tolist() for r in (True, False))

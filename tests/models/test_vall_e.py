@@ -11,7 +11,7 @@ import torch
 from tests.tiny import CODES, LEVELS, PHONES, build, model_config, sample
 from vall_e.config import CodecConfig, EncodeConfig, SamplingConfig
 from vall_e.models.checkpoint import VoiceConfig, VoiceError, load_model, save_model
-from vall_e.models.packing import pack
+from vall_e.models.packing import TEXT, pack
 
 KINDS = ("ar-depth", "ar+nar")
 
@@ -56,11 +56,34 @@ def test_both_kinds_overfit_one_batch(kind: str) -> None:
 def test_a_gradient_reaches_every_parameter() -> None:
     for kind, levels in (("ar-depth", (0,)), ("ar+nar", (0, 1, 2))):
         model = build(kind).train()
-        model.loss(pack([sample(np.random.default_rng(0), level=level) for level in levels], model.layout))[
-            0
-        ].backward()
+        packed = pack([sample(np.random.default_rng(0), level=level) for level in levels], model.layout)
+        model.loss(packed, alignment_weight=1.0)[0].backward()
         silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()]
         assert silent == []
+
+
+def test_the_alignment_head_learns_where_in_the_text_a_frame_is() -> None:
+    """Its loss is -log of the probability on the phones that may be spoken, and training brings it down."""
+    model, rng = build().train(), np.random.default_rng(0)
+    packed = pack([sample(rng, 4, 3, 8), sample(rng, 5, 2, 9)], model.layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    found = []
+    for _ in range(60):
+        loss, figures = model.loss(packed, alignment_weight=1.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(float(figures["alignment"]))
+    assert found[0] > 0.7 and found[-1] < 0.05
+    state = next(model.backbone.states(model.embed(packed.text, packed.segment, packed.code), packed.position))
+    text = packed.segment == TEXT
+    log_p = model.alignment(state, text)[0]
+    at, (first, last) = int(packed.response[0]), packed.spoken[0]
+    by_hand = [-log_p[t, first[t] : last[t] + 1].exp().sum().log() for t in range(at, at + 9)]
+    torch.testing.assert_close(
+        model.alignment.loss(state[:1], text[:1], packed.spoken[:1]), torch.stack(by_hand).mean()
+    )
+    assert log_p[:, ~text[0]].exp().sum() == 0
 
 
 def test_tables_start_from_codebooks_and_keep_their_distances() -> None:

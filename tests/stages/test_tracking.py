@@ -28,17 +28,25 @@ def _of(config: TrackingConfig, root: Path):
     return sorted(client.search_runs([experiment]), key=lambda run: run.info.start_time), client
 
 
-def test_two_processes_that_start_at_once_share_one_new_database(root, project_root):
+def test_processes_killed_and_started_at_once_share_one_new_database(root, project_root):
     script = (
         "import sys; from pathlib import Path; from stages import tracking; from vall_e.config import TrackingConfig\n"
         "tracking.start(TrackingConfig(), Path(sys.argv[1]), 'ingest', 'demo').close()"
     )
-    both = [subprocess.Popen([sys.executable, "-c", script, str(root)], cwd=project_root) for _ in range(2)]
+    command, fresh = [sys.executable, "-c", script, str(root)], root / ".work" / "mlflow-new.db"
+    killed = subprocess.Popen(command, cwd=project_root)
+    while not (fresh.is_file() and fresh.stat().st_size > 30_000):  # some tables of many
+        assert killed.poll() is None
+        time.sleep(0.001)
+    killed.kill()
+    killed.wait()
+    assert fresh.is_file() and not (root / "mlflow.db").exists()
+    both = [subprocess.Popen(command, cwd=project_root) for _ in range(2)]
     assert [process.wait(300) for process in both] == [0, 0]
     runs, client = _of(TrackingConfig(), root)
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     assert [e.name for e in client.search_experiments() if e.experiment_id != "0"] == ["vall-e"]
-    assert (root / "mlflow.db").is_file()
+    assert (root / "mlflow.db").is_file() and not fresh.exists()
 
 
 def test_names_and_numbers():

@@ -5,6 +5,7 @@ Dimensions: B rows, T positions, S keys, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -28,6 +29,12 @@ class Backbone(Protocol):
 
         ``mask`` is bool [B, 1, T, S], True where a position may look; None is causal over the T positions.
         """
+        ...
+
+    def states(
+        self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> Iterator[Tensor]:
+        """What ``forward`` has after each layer, [B, T, D], not yet normalised."""
         ...
 
     def new_cache(self, rows: int, size: int, dtype: torch.dtype, device: torch.device) -> KVCache:

@@ -6,6 +6,8 @@ copied weights. Dimensions: B rows, T positions, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -54,12 +56,18 @@ class Llama(nn.Module):
                     parameter.data.mul_((2 * self.config.layers) ** -0.5)
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        *_, x = self.states(x, positions, mask, cache)
+        return self.norm(x)
+
+    def states(
+        self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> Iterator[Tensor]:
         angles = rotary(positions, self.config.dim // self.config.heads, self.config.rope_base)
         if cache is not None:
             cache.begin(x.shape[1])
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, mask, cache, layer)
-        return self.norm(x)
+            yield x
 
     def new_cache(self, rows: int, size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         config = self.config

@@ -14,6 +14,9 @@ from vall_e.corpus.splits import held_out
 from vall_e.data.corpus import CodesCorpus, Utterance
 from vall_e.models.packing import Sample
 
+BAND = 0.15  # of a clip's phones: how far from an even pace speech may be
+NARROWEST = 0.75  # phones
+
 
 class SampleMaker:
     """Samples of the ``tts`` task from one split.
@@ -60,14 +63,14 @@ class SampleMaker:
         else:
             clips = self._clips(index, join, step, rng)
             gaps = [rng.uniform(*join.gap_seconds) for _ in clips[1:]]
-        phones, response = self._join(clips, gaps, rng)
+        phones, response, spoken = self._join(clips, gaps, rng)
         limit = int(self.train.max_response_seconds * self.corpus.frame_rate)
         prompt = self._prompt(clips, rng)
         level = int(rng.choice(self.levels, p=self.level_p)) if self.level_p is not None else 0
         corrupted = None
         if self.augment:
             if rng.random() < self.train.text_dropout:
-                phones = phones[:0]
+                phones, spoken = phones[:0], None
             if rng.random() < self.train.prompt_dropout:
                 prompt = prompt[:, :0]
             corrupted = self._corrupt(response, rng)
@@ -76,7 +79,7 @@ class SampleMaker:
                 f"utterance {clips[0].id} has {response.shape[1] / self.corpus.frame_rate:.1f} s, above "
                 f"train.max_response_seconds {self.train.max_response_seconds}: raise it or lower ingest.max_seconds"
             )
-        return Sample(phones, prompt, response, level, corrupted)
+        return Sample(phones, prompt, response, level, corrupted, spoken)
 
     def _clips(self, index: int, join: JoinConfig, step: int, rng: np.random.Generator) -> list[Utterance]:
         first = self.corpus.utterances[index]
@@ -97,12 +100,21 @@ class SampleMaker:
 
     def _join(
         self, clips: Sequence[Utterance], gaps: Sequence[float], rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        phones, codes = [clips[0].phones], [clips[0].codes]
-        for clip, gap in zip(clips[1:], gaps, strict=True):
-            phones += [np.array([self.space]), clip.phones]
-            codes += [self.silence(gap, rng), clip.codes]
-        return np.concatenate(phones), np.concatenate(codes, axis=1).astype(np.int64)
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        phones, codes, spoken = [], [], []
+        at = 0
+        for clip, gap in zip(clips, (None, *gaps), strict=True):
+            if gap is not None:
+                pause = self.silence(gap, rng)
+                phones.append(np.array([self.space]))
+                codes.append(pause)
+                spoken.append(np.full((2, pause.shape[1]), at))
+                at += 1
+            phones.append(clip.phones)
+            codes.append(clip.codes)
+            spoken.append(at + diagonal(len(clip.phones), clip.codes.shape[1]))
+            at += len(clip.phones)
+        return np.concatenate(phones), np.concatenate(codes, axis=1).astype(np.int64), np.concatenate(spoken, axis=1)
 
     def silence(self, seconds: float, rng: np.random.Generator) -> np.ndarray:
         """Codes int16 [L, T] of a pause, a random piece of the codec's silence."""
@@ -141,3 +153,11 @@ class SampleMaker:
         masked = (chance >= self.train.input_random) & (chance < self.train.input_random + self.train.input_mask)
         seen[:, masked] = self.codes
         return seen
+
+
+def diagonal(phones: int, frames: int) -> np.ndarray:
+    """First and last phone int64 [2, T] that may be spoken in each frame: a band around an even pace."""
+    centre = (np.arange(frames) + 0.5) / frames * phones
+    width = max(NARROWEST, BAND * phones)
+    band = np.floor(np.stack((centre - width, centre + width))).astype(np.int64)
+    return band.clip(0, phones - 1)

@@ -30,11 +30,13 @@ class Candidate:
         codes: int64 [l, T], l levels shown by a causal row.
         finished: it stopped by itself.
         score: mean over frames of log p(code | text) - log p(code | no text), in nats; the codes of level 0.
+        alignment: see ``vall_e.generation.alignment``; 0 for a model without that head.
     """
 
     codes: np.ndarray
     finished: bool
     score: float
+    alignment: float = 0.0
 
 
 def decode_frames(

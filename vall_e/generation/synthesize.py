@@ -16,6 +16,7 @@ import torch
 from vall_e.audio import normalize_loudness, trim_silence
 from vall_e.codecs.base import Codec, load_codec
 from vall_e.config import SamplingConfig
+from vall_e.generation.alignment import alignment_scores
 from vall_e.generation.ar import Candidate, decode_frames
 from vall_e.generation.nar import fill_levels
 from vall_e.models.checkpoint import VoiceConfig, load_model
@@ -145,7 +146,7 @@ class Voice:
         samples, limits, notes = self._samples(requests, sampling)
         seeds = [request.seed for request in requests]
         found = decode_frames(self.model, samples, sampling, seeds, limits, progress)
-        chosen = [self._best(c, s) for c, s in zip(found, samples, strict=True)]
+        chosen = [self._best(self._aligned(c, s), s) for c, s in zip(found, samples, strict=True)]
         codes = [c.codes for c in chosen]
         if not self.model.layout.depth:
             codes = fill_levels(self.model, samples, codes, sampling, seeds)
@@ -226,10 +227,22 @@ class Voice:
     def _expected_frames(self, sample: Sample) -> float:
         return len(sample.text) * self.config.seconds_per_phone * self.codec.frame_rate - sample.response.shape[1]
 
+    def _aligned(self, candidates: Sequence[Candidate], sample: Sample) -> list[Candidate]:
+        if self.model.alignment is None or len(candidates) == 1:
+            return list(candidates)
+        shown = self.model.layout.levels if self.model.layout.depth else 1
+        rows = []
+        for candidate in candidates:
+            codes = np.zeros((self.config.levels, candidate.codes.shape[1]), dtype=np.int64)
+            codes[:shown] = candidate.codes
+            rows.append(replace(sample, response=np.concatenate((sample.response, codes), axis=1)))
+        scores = alignment_scores(self.model, rows)
+        return [replace(c, alignment=score) for c, score in zip(candidates, scores, strict=True)]
+
     def _best(self, candidates: Sequence[Candidate], sample: Sample) -> Candidate:
         def rank(candidate: Candidate) -> float:
             short = candidate.codes.shape[1] < TOO_SHORT * self._expected_frames(sample)
-            return candidate.score - UNFINISHED * (not candidate.finished) - UNFINISHED * short
+            return candidate.alignment + candidate.score - UNFINISHED * (not candidate.finished) - UNFINISHED * short
 
         return max(candidates, key=rank)
 

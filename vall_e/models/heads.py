@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+NOWHERE = -1e9  # a score of probability 0 that a row of nothing but padding survives without NaN
+
 
 class SplitHeads(nn.Module):
     """One linear head per level; level 0 has one more output, the stop token n."""
@@ -59,6 +61,39 @@ class DepthHead(nn.Module):
         for norm, layer in zip(self.norms, self.layers, strict=True):
             x = x + layer(norm(x))
         return self.rest[level - 1](self.final(x))
+
+
+class AlignmentHead(nn.Module):
+    """Which phone is being spoken: attention from response frames to the text, trained by what is known of it.
+
+    A guide for training only (guided attention, 1710.08969, section 4): frames learn early where in the text they
+    are, which a small model on little data is slow to find from codes alone.
+
+    Args:
+        dim: D.
+        width: of keys and queries.
+    """
+
+    def __init__(self, dim: int, width: int = 64) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim)
+        self.query = nn.Linear(dim, width, bias=False)
+        self.key = nn.Linear(dim, width, bias=False)
+
+    def forward(self, hidden: Tensor, text: Tensor) -> Tensor:
+        """``hidden`` [B, T, D] and ``text`` bool [B, S], slots that hold text, S ≤ T → log p [B, T, S] in nats."""
+        x = self.norm(hidden)
+        scores = self.query(x) @ self.key(x[:, : text.shape[1]]).transpose(1, 2)
+        scores = scores.float() * self.key.out_features**-0.5
+        return scores.masked_fill(~text[:, None], NOWHERE).log_softmax(-1)
+
+    def loss(self, hidden: Tensor, text: Tensor, spoken: Tensor) -> Tensor:
+        """Mean over frames of -log p(one of the phones that may be spoken); ``spoken`` int64 [B, 2, T]."""
+        first, last = spoken[:, 0, :, None], spoken[:, 1, :, None]
+        slot = torch.arange(text.shape[1], device=text.device)
+        known = first[..., 0] >= 0
+        inside = ((slot >= first) & (slot <= last))[known]
+        return -self(hidden, text)[known].masked_fill(~inside, -torch.inf).logsumexp(-1).mean()
 
 
 def codebook_init(weight: Tensor, codebook: Tensor, std: float, generator: torch.Generator) -> None:

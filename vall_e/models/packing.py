@@ -35,6 +35,8 @@ class Sample:
         response: int64 [L, R] codes; R = 0 when decoding starts.
         level: 0 for the autoregressive pass, l > 0 for the parallel pass of level l.
         corrupted: int64 [L, R], what the model sees of the response, n where a frame is masked; None sees it as it is.
+        spoken: int64 [2, R], the first and the last of the phones that may be spoken in each frame; None where nobody
+            knows.
     """
 
     text: np.ndarray
@@ -42,6 +44,7 @@ class Sample:
     response: np.ndarray
     level: int = 0
     corrupted: np.ndarray | None = None
+    spoken: np.ndarray | None = None
 
     @property
     def length(self) -> int:
@@ -90,6 +93,8 @@ class Packed:
         position: int64 [B, T], rotary positions.
         lengths: int64 [B], slots in use.
         response: int64 [B], slot of RESPONSE_START.
+        spoken: int64 [B, 2, T], first and last text slot that may be spoken in the frame to predict at a position,
+            the slot of eos for stop; IGNORE where there is none.
     """
 
     text: Tensor
@@ -100,6 +105,7 @@ class Packed:
     position: Tensor
     lengths: Tensor
     response: Tensor
+    spoken: Tensor
 
     def to(self, device: torch.device | str) -> Packed:
         return Packed(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -115,13 +121,15 @@ class Packed:
         return torch.where((self.level > 0)[:, None, None], inside, causal[None]).unsqueeze(1)
 
 
-def pack(samples: Sequence[Sample], layout: Layout) -> Packed:
-    """Samples as one padded batch, with targets for all that is to be predicted."""
-    rows, length, levels = len(samples), max(s.length for s in samples), layout.levels
+def pack(samples: Sequence[Sample], layout: Layout, multiple: int = 1) -> Packed:
+    """Samples as one padded batch, with targets for all that is to be predicted; T is a multiple of ``multiple``."""
+    rows, levels = len(samples), layout.levels
+    length = -(-max(s.length for s in samples) // multiple) * multiple
     text = np.zeros((rows, length), dtype=np.int64)
     segment = np.zeros((rows, length), dtype=np.int64)
     code = np.zeros((rows, levels, length), dtype=np.int64)
     target = np.full((rows, levels, length), IGNORE, dtype=np.int64)
+    aligned = np.full((rows, 2, length), IGNORE, dtype=np.int64)
     position = np.tile(np.arange(length), (rows, 1))
     start = np.zeros(rows, dtype=np.int64)
     for i, sample in enumerate(samples):
@@ -147,6 +155,9 @@ def pack(samples: Sequence[Sample], layout: Layout) -> Packed:
             code[i, :shown, at + 1 : end] = layout.response_ids(seen[:shown])
             target[i, :shown, at : end - 1] = sample.response[:shown]
             target[i, 0, end - 1] = layout.codes
+            if sample.spoken is not None:
+                aligned[i, :, at : end - 1] = sample.spoken + 1
+                aligned[i, :, end - 1] = spoken + 1
         else:
             code[i, : sample.level, at + 1 : end] = layout.response_ids(seen[: sample.level])
             target[i, sample.level, at + 1 : end] = sample.response[sample.level]
@@ -156,4 +167,5 @@ def pack(samples: Sequence[Sample], layout: Layout) -> Packed:
         torch.from_numpy(position),
         torch.tensor([s.length for s in samples]),
         torch.from_numpy(start),
+        torch.from_numpy(aligned),
     )

@@ -7,6 +7,7 @@ step, its levels from a small head). Dimensions: B rows, T positions, D width, L
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,12 @@ from torch.nn import functional as F
 
 from vall_e.backbones.base import build_backbone
 from vall_e.config import ModelConfig
-from vall_e.models.heads import DepthHead, SplitHeads, codebook_init
-from vall_e.models.packing import IGNORE, RESPONSE, Layout, Packed
+from vall_e.models.heads import AlignmentHead, DepthHead, SplitHeads, codebook_init
+from vall_e.models.packing import IGNORE, RESPONSE, TEXT, Layout, Packed
 from vall_e.nn.cache import KVCache
 
 EMBEDDING_STD = 0.5
+SHAPES = 128  # what a head is given is rounded up to a multiple of this: few shapes, see vall_e.data.batches
 
 
 class VallE(nn.Module):
@@ -47,6 +49,7 @@ class VallE(nn.Module):
             self.heads = DepthHead(config.dim, config.depth_dim, config.depth_layers, levels, codes)
         else:
             self.heads = SplitHeads(config.dim, levels, codes)
+        self.alignment = AlignmentHead(config.dim) if config.alignment else None
 
     @property
     def device(self) -> torch.device:
@@ -96,26 +99,57 @@ class VallE(nn.Module):
         cache.advance(1)
         return out[:, 0]
 
-    def loss(self, packed: Packed, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over levels of the cross entropy in nats.
+    def align(self, packed: Packed) -> Tensor:
+        """Log p [B, T, S] in nats of the text slot that is spoken in the frame after each position."""
+        x = self.embed(packed.text, packed.segment, packed.code)
+        states = self.backbone.states(x, packed.position, packed.mask())
+        middle = next(islice(states, max(1, self.config.layers // 2) - 1, None))
+        return self.alignment(middle, _text_slots(packed))
+
+    def loss(
+        self, packed: Packed, label_smoothing: float = 0.0, alignment_weight: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over levels of the cross entropy in nats, and the alignment's.
 
         Returns:
-            the loss (scalar) and per level ``loss.l`` and ``accuracy.l`` (scalars, without gradient).
+            the loss (scalar), per level ``loss.l`` and ``accuracy.l``, and ``alignment`` (scalars, without gradient).
         """
-        hidden = self.hidden(packed)
+        states = list(
+            self.backbone.states(self.embed(packed.text, packed.segment, packed.code), packed.position, packed.mask())
+        )
+        hidden = self.backbone.norm(states[-1])
         losses, figures = [], {}
         for level in range(self.layout.levels):
             target = packed.target[:, level]
             at = target != IGNORE
             if not bool(at.any()):
                 continue
+            index = _indices(at)
+            wanted = target.flatten()[index]
             if self.layout.depth:
-                drawn = [packed.target[:, k][at] for k in range(level)]
-                logits = self.heads(hidden[at], level, drawn)
+                drawn = [packed.target[:, k].flatten()[index].clamp(min=0) for k in range(level)]
+                logits = self.heads(hidden.flatten(0, 1)[index], level, drawn)
             else:
-                logits = self.heads(hidden[at], level)
-            wanted = target[at]
-            losses.append(F.cross_entropy(logits.float(), wanted, label_smoothing=label_smoothing))
+                logits = self.heads(hidden.flatten(0, 1)[index], level)
+            losses.append(F.cross_entropy(logits.float(), wanted, ignore_index=IGNORE, label_smoothing=label_smoothing))
             figures[f"loss.{level}"] = losses[-1].detach()
-            figures[f"accuracy.{level}"] = (logits.argmax(-1) == wanted).float().mean().detach()
-        return torch.stack(losses).mean(), figures
+            figures[f"accuracy.{level}"] = (logits.argmax(-1) == wanted).sum() / at.sum()
+        loss = torch.stack(losses).mean()
+        if self.alignment is not None and bool((packed.spoken != IGNORE).any()):
+            middle = states[max(1, self.config.layers // 2) - 1]
+            figures["alignment"] = self.alignment.loss(middle, _text_slots(packed), packed.spoken)
+            loss = loss + alignment_weight * figures["alignment"]
+            figures["alignment"] = figures["alignment"].detach()
+        return loss, figures
+
+
+def _text_slots(packed: Packed) -> Tensor:
+    """Bool [B, S], true where a slot holds text; S is a multiple of 16 that holds the longest text."""
+    text = packed.segment == TEXT
+    return text[:, : -(-int(text.sum(1).max()) // 16) * 16]
+
+
+def _indices(at: Tensor) -> Tensor:
+    """Flat indices int64 [M] of what is true in ``at``; to fill up, position 0, where nothing is predicted."""
+    index = at.flatten().nonzero()[:, 0]
+    return F.pad(index, (0, -len(index) % SHAPES))

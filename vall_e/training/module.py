@@ -64,7 +64,7 @@ class VallEModule(pl.LightningModule):
 
     def training_step(self, batch: Packed, _: int) -> Tensor:
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step)
-        loss, figures = self.model.loss(batch, self.config.label_smoothing)
+        loss, figures = self.model.loss(batch, self.config.label_smoothing, self.config.alignment_weight)
         self.log_dict({f"train.{k}": v for k, v in figures.items()} | {"train.loss": loss.detach()})
         return loss
 

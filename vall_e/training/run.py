@@ -37,6 +37,7 @@ from vall_e.training.module import VallEModule
 Log = Callable[[int, dict[str, float]], None]
 VALIDATION_BATCHES = 4
 LOG_EVERY = 10  # steps
+LENGTHS = 16  # batches are as long as a multiple of this: few shapes, see vall_e.data.batches
 
 
 class _Steps(Dataset):
@@ -51,7 +52,7 @@ class _Steps(Dataset):
     def __getitem__(self, index: int) -> Packed:
         if index >= len(self):
             raise IndexError(index)
-        return pack(self.batches.batch(self.first + index), self.layout)
+        return pack(self.batches.batch(self.first + index), self.layout, LENGTHS)
 
 
 class _Data(pl.LightningDataModule):
