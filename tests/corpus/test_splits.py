@@ -69,3 +69,13 @@ def test_small_corpora_get_each_split_they_have_room_for(count: int) -> None:
         got = set(assign([Candidate(f"u{i}", "s", f"t{i}") for i in range(count)], config).values())
         assert "train" in got
         assert got == {"train", "val", "test"} or count < 3
+
+
+def test_single_words_are_for_training_where_longer_texts_are_held_out() -> None:
+    config = CONFIG.model_copy(update={"test_fraction": 0.4, "val_fraction": 0.2})
+    words = [Candidate(f"w{i}", "s", f"word{i}") for i in range(40)]
+    longer = [Candidate(f"t{i}", "s", f"word{i} and more") for i in range(40)]
+    splits = assign(words + longer, config)
+    assert {splits[c.id] for c in words} == {"train"}
+    assert {splits[c.id] for c in longer} == {"train", "val", "test"}
+    assert set(assign(words, config).values()) == {"train", "val", "test"}  # nothing else to hold out

@@ -56,6 +56,7 @@ class DemoSpec(Section):
     digit_lengths: Annotated[tuple[int, ...], Field(min_length=1)] = (2, 3, 4, 5)
     digit_strings: Annotated[int, Field(ge=0)] = Field(20, description="per voice")
     sentences: Annotated[int, Field(ge=0)] = Field(20, description="per voice")
+    single_words: bool = Field(False, description="each voice that is not for testing also says every word alone")
     seed: int = 0
 
     @model_validator(mode="after")
@@ -115,7 +116,10 @@ def utterances(spec: DemoSpec) -> Iterator[DemoUtterance]:
     for voice in spec.voices:
         # A generator of its own per voice: adding a voice changes no other one's texts.
         rng = random.Random(f"{spec.seed}:{voice.name}")
-        texts: dict[str, None] = {}
+        alone = spec.vocabulary() if spec.single_words and not voice.test else []
+        texts = dict.fromkeys(alone)
+        for made, word in enumerate(alone):
+            yield DemoUtterance(f"{voice.name}_w{made:03d}", voice, word)
         for kind, count in (("d", spec.digit_strings), ("s", spec.sentences)):
             made = 0
             for _ in range(100 * count):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from vall_e.config import IngestConfig
 
 TRAIN, VAL, TEST = "train", "val", "test"
+_TEXT = "text:"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def assign(
 
     Speakers in ``config.test_speakers`` or ``test_speakers`` are for testing whatever they say. Of the others, what
     ``config.split_by`` names stays together: all takes of a text, of a speaker, or each utterance by itself. An
-    utterance without text goes by its id.
+    utterance without text goes by its id. Where texts are held out and some have several words, single words are for
+    training: reading one is nothing new to a model that knows it from longer texts.
     """
     kept_out = {*config.test_speakers, *test_speakers}
     out: dict[str, str] = {}
@@ -60,6 +62,10 @@ def assign(
             groups.setdefault(_group(candidate, config.split_by), []).append(candidate.id)
     order = sorted(groups, key=lambda key: (position(key, config.seed), key))
     splits = {key: _by_position(position(key, config.seed), config) for key in order}
+    if config.split_by == "text":
+        words = [key for key in order if key.startswith(_TEXT) and " " not in key]
+        longer = any(key.startswith(_TEXT) and " " in key for key in order)
+        splits |= dict.fromkeys(words if longer else (), TRAIN)
     _fill_empty(order, splits, config, has_test=bool(out))
     for key, ids in groups.items():
         out.update(dict.fromkeys(ids, splits[key]))
@@ -67,7 +73,7 @@ def assign(
 
 
 def _text_key(text: str) -> str:
-    return "text:" + " ".join(text.split())
+    return _TEXT + " ".join(text.split())
 
 
 def _group(candidate: Candidate, split_by: str) -> str:
