@@ -73,13 +73,14 @@ def open_store(config: TrackingConfig, root: Path) -> tuple[MlflowClient, str]:
     from mlflow import MlflowClient
 
     work, database = root / ".work", root / "mlflow.db"
+    fresh = (work / "mlflow-new.db").resolve()
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work / "mlflow.lock"):
         if not config.uri and not database.exists():
-            for left in work.glob("mlflow-new.db*"):
+            for left in work.glob(f"{fresh.name}*"):
                 left.unlink()
-            MlflowClient(f"sqlite:///{(work / 'mlflow-new.db').resolve()}").search_experiments(max_results=1)
-            os.replace(work / "mlflow-new.db", database)
+            MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
+            os.replace(fresh, database)
         client = MlflowClient(store_uri(config, root))
         experiment = client.get_experiment_by_name(config.experiment)
         if experiment is not None:

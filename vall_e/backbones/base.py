@@ -19,9 +19,11 @@ class Backbone(Protocol):
     """A stack of layers.
 
     Attributes:
+        norm: what ``forward`` does to the last of the ``states``.
         bidirectional: it can attend to later positions (NAR needs this).
     """
 
+    norm: nn.Module
     bidirectional: bool
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:

@@ -88,8 +88,7 @@ class _Decoder:
         self.cache, self.last = cache.select(share), last[share]
         streams = [(seed * 1_000_003 + c) % 2**63 for seed in seeds for c in range(self.count)]
         layout = model.layout
-        self.noise = RowNoise(streams, (layout.levels if layout.depth else 1, layout.codes + 1), model.device)
-        shown = layout.levels if layout.depth else 1
+        self.noise = RowNoise(streams, (layout.shown, layout.codes + 1), model.device)
         self.live = torch.arange(rows, device=model.device)  # decoded row → row of the results
         self.done = torch.zeros(rows, dtype=torch.bool, device=model.device)  # of the rows still in the batch
         self.scores = torch.zeros(rows, device=model.device)
@@ -97,7 +96,7 @@ class _Decoder:
         self.finished = torch.zeros(rows, dtype=torch.bool, device=model.device)
         self.history = torch.full((rows, sampling.repetition_window), -1, dtype=torch.int64, device=model.device)
         self.limits = torch.tensor(max_frames, device=model.device).repeat_interleave(self.count)
-        self.out = torch.zeros(rows, shown, self.steps, dtype=torch.int64, device=model.device)
+        self.out = torch.zeros(rows, layout.shown, self.steps, dtype=torch.int64, device=model.device)
 
     def run(self, progress: Callable[[int, int], None] | None) -> list[list[Candidate]]:
         stop = self.model.layout.codes

@@ -230,11 +230,10 @@ class Voice:
     def _aligned(self, candidates: Sequence[Candidate], sample: Sample) -> list[Candidate]:
         if self.model.alignment is None or len(candidates) == 1:
             return list(candidates)
-        shown = self.model.layout.levels if self.model.layout.depth else 1
         rows = []
         for candidate in candidates:
             codes = np.zeros((self.config.levels, candidate.codes.shape[1]), dtype=np.int64)
-            codes[:shown] = candidate.codes
+            codes[: self.model.layout.shown] = candidate.codes
             rows.append(replace(sample, response=np.concatenate((sample.response, codes), axis=1)))
         scores = alignment_scores(self.model, rows)
         return [replace(c, alignment=score) for c, score in zip(candidates, scores, strict=True)]

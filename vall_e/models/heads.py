@@ -66,8 +66,9 @@ class DepthHead(nn.Module):
 class AlignmentHead(nn.Module):
     """Which phone is being spoken: attention from response frames to the text, trained by what is known of it.
 
-    A guide for training only (guided attention, 1710.08969, section 4): frames learn early where in the text they
-    are, which a small model on little data is slow to find from codes alone.
+    A guide in training (guided attention, 1710.08969, section 4): frames learn early where in the text they are,
+    which a small model on little data is slow to find from codes alone. Later it ranks what was decoded
+    (``vall_e.generation.alignment``).
 
     Args:
         dim: D.

@@ -67,6 +67,11 @@ class Layout:
         return cls(levels, codes, config.kind == "ar-depth", config.positions == "segment")
 
     @property
+    def shown(self) -> int:
+        """Levels of a response frame that a causal row shows and draws."""
+        return self.levels if self.depth else 1
+
+    @property
     def code_ids(self) -> int:
         return 2 * self.codes + 2
 
@@ -151,7 +156,7 @@ def pack(samples: Sequence[Sample], layout: Layout, multiple: int = 1) -> Packed
         segment[i, at + 1 : end] = RESPONSE + sample.level
         seen = sample.response if sample.corrupted is None else sample.corrupted
         if sample.level == 0:
-            shown = levels if layout.depth else 1
+            shown = layout.shown
             code[i, :shown, at + 1 : end] = layout.response_ids(seen[:shown])
             target[i, :shown, at : end - 1] = sample.response[:shown]
             target[i, 0, end - 1] = layout.codes

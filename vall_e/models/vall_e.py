@@ -6,7 +6,7 @@ step, its levels from a small head). Dimensions: B rows, T positions, D width, L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -101,10 +101,17 @@ class VallE(nn.Module):
 
     def align(self, packed: Packed) -> Tensor:
         """Log p [B, T, S] in nats of the text slot that is spoken in the frame after each position."""
-        x = self.embed(packed.text, packed.segment, packed.code)
-        states = self.backbone.states(x, packed.position, packed.mask())
-        middle = next(islice(states, max(1, self.config.layers // 2) - 1, None))
+        middle = next(islice(self._states(packed), self._middle, None))
         return self.alignment(middle, _text_slots(packed))
+
+    @property
+    def _middle(self) -> int:
+        """Index of the layer whose states the alignment head reads."""
+        return max(1, self.config.layers // 2) - 1
+
+    def _states(self, packed: Packed) -> Iterator[Tensor]:
+        x = self.embed(packed.text, packed.segment, packed.code)
+        return self.backbone.states(x, packed.position, packed.mask())
 
     def loss(
         self, packed: Packed, label_smoothing: float = 0.0, alignment_weight: float = 0.0
@@ -114,9 +121,7 @@ class VallE(nn.Module):
         Returns:
             the loss (scalar), per level ``loss.l`` and ``accuracy.l``, and ``alignment`` (scalars, without gradient).
         """
-        states = list(
-            self.backbone.states(self.embed(packed.text, packed.segment, packed.code), packed.position, packed.mask())
-        )
+        states = list(self._states(packed))
         hidden = self.backbone.norm(states[-1])
         losses, figures = [], {}
         for level in range(self.layout.levels):
@@ -136,8 +141,7 @@ class VallE(nn.Module):
             figures[f"accuracy.{level}"] = (logits.argmax(-1) == wanted).sum() / at.sum()
         loss = torch.stack(losses).mean()
         if self.alignment is not None and bool((packed.spoken != IGNORE).any()):
-            middle = states[max(1, self.config.layers // 2) - 1]
-            figures["alignment"] = self.alignment.loss(middle, _text_slots(packed), packed.spoken)
+            figures["alignment"] = self.alignment.loss(states[self._middle], _text_slots(packed), packed.spoken)
             loss = loss + alignment_weight * figures["alignment"]
             figures["alignment"] = figures["alignment"].detach()
         return loss, figures
