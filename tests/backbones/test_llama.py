@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from tests.tiny import model_config
 from vall_e.backbones.llama import Llama
+from vall_e.nn.masks import Mask
 
 
 @pytest.fixture
@@ -54,5 +55,5 @@ def test_causal_by_gradient_and_full_with_a_mask(pair: tuple[Llama, LlamaModel])
     assert x.grad[0, 3:].abs().max() == 0
     assert x.grad[0, :3].abs().amax(-1).min() > 0
     x.grad = None
-    ours(x, positions, torch.ones(1, 1, 6, 6, dtype=torch.bool))[0, 2].sum().backward()
+    ours(x, positions, Mask(torch.tensor([6]), torch.tensor([True])))[0, 2].sum().backward()
     assert x.grad[0].abs().amax(-1).min() > 0

@@ -58,15 +58,15 @@ def test_ragged_cache_steps_equal_the_whole_sequence() -> None:
     x, lengths = torch.randn(2, 6, 32), torch.tensor([4, 2])
     whole = attention(x, rotary(torch.arange(6).expand(2, 6), 8), None)
     cache = KVCache(1, 2, 2, 8, 8, torch.float32, torch.device("cpu"))
-    cache.begin(4)
+    cache.begin(4, lengths)
     attention(x[:, :4], rotary(cache.positions(4), 8), None, cache)
-    cache.advance(lengths)
+    cache.end()
     for step in range(2):
         at = lengths + step
         angles, mask = rotary(cache.positions(1), 8), cache.mask(1)
         cache.begin(1)
         got = attention(x[torch.arange(2), at][:, None], angles, mask, cache)
-        cache.advance(1)
+        cache.end()
         torch.testing.assert_close(got[:, 0], whole[torch.arange(2), at])
 
 
@@ -74,9 +74,9 @@ def test_cache_selects_rows_and_refuses_to_overflow() -> None:
     cache = KVCache(1, 2, 1, 3, 2, torch.float32, torch.device("cpu"))
     cache.begin(2)
     cache.write(0, torch.ones(2, 1, 2, 2) * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1), torch.ones(2, 1, 2, 2))
-    cache.advance(2)
+    cache.end()
     picked = cache.select(torch.tensor([1, 1, 0]))
-    assert picked.keys[0, :, 0, 0, 0].tolist() == [2.0, 2.0, 1.0]
+    assert picked.tensors["keys"][0][:, 0, 0, 0].tolist() == [2.0, 2.0, 1.0]
     assert picked.lengths.tolist() == [2, 2, 2]
     with pytest.raises(ValueError, match="holds 3 positions and 4"):
         cache.begin(2)

@@ -1,51 +1,74 @@
 """What a backbone is to the model around it: hidden states in, hidden states out, and what it can do.
 
-Dimensions: B rows, T positions, S keys, D width.
+Dimensions: B rows, T positions, D width.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Protocol
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
 from vall_e.config import ModelConfig
-from vall_e.nn.cache import KVCache
+from vall_e.family import BACKBONES, Capabilities
+from vall_e.nn.cache import Cache
+from vall_e.nn.masks import Mask
 
 
-class Backbone(Protocol):
+class Backbone(nn.Module, ABC):
     """A stack of layers.
 
-    Attributes:
-        norm: what ``forward`` does to the last of the ``states``.
-        bidirectional: it can attend to later positions (NAR needs this).
+    Subclasses set ``norm``, what the last of the ``states`` goes through, and put what repeats into ``blocks``
+    (its matrices are trained by Muon).
+
+    Args:
+        config: sizes, and ``config.backbone``, this backbone's name in ``family.BACKBONES``.
     """
 
     norm: nn.Module
-    bidirectional: bool
+    blocks: nn.ModuleList
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """``x`` [B, T, D] at ``positions`` int64 [B, T] → normalised hidden states [B, T, D].
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
 
-        ``mask`` is bool [B, 1, T, S], True where a position may look; None is causal over the T positions.
+    @property
+    def capabilities(self) -> Capabilities:
+        return BACKBONES[self.config.backbone]
+
+    def forward(self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None) -> Tensor:
+        """``x`` [B, T, D] at rotary ``positions`` int64 [B, T] → normalised hidden states [B, T, D].
+
+        Args:
+            mask: None is causal; a backbone that is not bidirectional refuses parallel rows.
+            cache: between its ``begin`` and ``end``, see ``vall_e.nn.cache``.
         """
-        ...
+        *_, x = self.states(x, positions, mask, cache)
+        return self.norm(x)
 
+    @abstractmethod
     def states(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
+        self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None
     ) -> Iterator[Tensor]:
         """What ``forward`` has after each layer, [B, T, D], not yet normalised."""
-        ...
 
-    def new_cache(self, rows: int, size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+    @abstractmethod
+    def new_cache(self, rows: int, size: int, dtype: torch.dtype, device: torch.device) -> Cache:
         """An empty cache for ``rows`` rows of up to ``size`` positions."""
-        ...
+
+    def initialise(self, outputs: tuple[str, ...]) -> None:
+        """Normal weights of fan-in scale; matrices whose names end as in ``outputs`` (the last of a residual branch)
+        are smaller by the square root of the number of branches, so that depth does not raise the variance."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+                if name.endswith(outputs):
+                    parameter.data.mul_((2 * self.config.layers) ** -0.5)
 
 
-def build_backbone(config: ModelConfig) -> nn.Module:
-    """The backbone that ``config.backbone`` names."""
-    from vall_e.backbones.llama import Llama
-
-    return {"llama": Llama}[config.backbone](config)
+def build_backbone(config: ModelConfig) -> Backbone:
+    """The backbone that ``config.backbone`` names: the class of that name, capitalised, in the module of that name."""
+    return getattr(import_module(f"vall_e.backbones.{config.backbone}"), config.backbone.capitalize())(config)

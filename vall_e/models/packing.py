@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vall_e.config import ModelConfig
+from vall_e.nn.masks import Mask
 from vall_e.text.tokenizer import BOS, EOS
 
 PAD, TEXT, PROMPT_START, PROMPT, RESPONSE_START, RESPONSE = range(6)
@@ -115,15 +116,10 @@ class Packed:
     def to(self, device: torch.device | str) -> Packed:
         return Packed(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
-    def mask(self) -> Tensor | None:
-        """Bool [B, 1, T, T] for a batch with parallel rows (they see all of their own row); None for causal ones."""
-        if not bool((self.level > 0).any()):
-            return None
-        length = self.text.shape[1]
-        index = torch.arange(length, device=self.text.device)
-        causal = index[None, :] <= index[:, None]
-        inside = index[None, None, :] < self.lengths[:, None, None]
-        return torch.where((self.level > 0)[:, None, None], inside, causal[None]).unsqueeze(1)
+    def mask(self) -> Mask | None:
+        """Of a batch with parallel rows, which see all of their own row; None where all are causal."""
+        parallel = self.level > 0
+        return Mask(self.lengths, parallel) if bool(parallel.any()) else None
 
 
 def pack(samples: Sequence[Sample], layout: Layout, multiple: int = 1) -> Packed:

@@ -17,7 +17,7 @@ from vall_e.backbones.base import build_backbone
 from vall_e.config import ModelConfig
 from vall_e.models.heads import AlignmentHead, DepthHead, SplitHeads, codebook_init
 from vall_e.models.packing import IGNORE, RESPONSE, TEXT, Layout, Packed
-from vall_e.nn.cache import KVCache
+from vall_e.nn.cache import Cache
 
 EMBEDDING_STD = 0.5
 SHAPES = 128  # what a head is given is rounded up to a multiple of this: few shapes, see vall_e.data.batches
@@ -78,25 +78,29 @@ class VallE(nn.Module):
             x = x + table(code[:, level])
         return x
 
-    def hidden(self, packed: Packed, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, packed: Packed, cache: Cache | None = None) -> Tensor:
         """Hidden states [B, T, D]. With an empty cache this is the prefill; the cache then knows each row's length."""
         x = self.embed(packed.text, packed.segment, packed.code)
+        if cache is not None:
+            cache.begin(x.shape[1], packed.lengths)
         out = self.backbone(x, packed.position, packed.mask(), cache)
         if cache is not None:
-            cache.advance(packed.lengths)
+            cache.end()
             if self.layout.restart:
                 cache.origin = packed.response
         return out
 
-    def step(self, codes: Tensor, cache: KVCache) -> Tensor:
+    def step(self, codes: Tensor, cache: Cache) -> Tensor:
         """One more response frame int64 [B, l, 1] (l levels shown to a causal row) → hidden states [B, D]."""
         shown = codes.shape[1]
         ids = codes.new_zeros(codes.shape[0], self.layout.levels, 1)
         ids[:, :shown] = codes + self.layout.codes + 1
         segment = torch.full_like(ids[:, 0], RESPONSE)
         x = self.embed(torch.zeros_like(segment), segment, ids)
-        out = self.backbone(x, cache.positions(1), cache.mask(1), cache)
-        cache.advance(1)
+        positions = cache.positions(1)
+        cache.begin(1)
+        out = self.backbone(x, positions, None, cache)
+        cache.end()
         return out[:, 0]
 
     def align(self, packed: Packed) -> Tensor:

@@ -1,35 +1,38 @@
-"""Keys and values of past positions, with a length per row so that ragged batches cost no padding.
+"""What past positions left behind, with a length per row so that ragged batches cost no padding.
 
-Dimensions: B rows, G key/value heads, S capacity, d width of a head.
+A forward with a cache goes ``begin`` → layers read and write → ``end``; rows are padded on the right, and what a row
+pads it neither keeps nor counts. Dimensions: B rows, G key/value heads, S capacity, d width of a head.
 """
 
 from __future__ import annotations
+
+import copy
+from typing import Self
 
 import torch
 from torch import Tensor
 
 
-class KVCache:
-    """Static buffers [layers, B, G, S, d]; each row writes at its own length.
+class Cache:
+    """Lengths and positions of B rows; subclasses keep their tensors in ``tensors``, rows in front.
 
-    Args:
-        layers, rows, heads, size, dim: layers, B, G, S, d.
-        dtype, device: of the buffers.
+    Attributes:
+        lengths: int64 [B], past positions of each row.
+        origin: int64 [B], the slot whose rotary position is 0.
+        counts: int64 [B], how many positions of the forward under way are no padding; None outside of one.
     """
 
-    def __init__(
-        self, layers: int, rows: int, heads: int, size: int, dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.keys = torch.zeros(layers, rows, heads, size, dim, dtype=dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
+    def __init__(self, rows: int, device: torch.device) -> None:
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.origin = torch.zeros_like(self.lengths)  # slot whose rotary position is 0
-        self.used = 0
-        self._ragged: Tensor | None = None
+        self.origin = torch.zeros_like(self.lengths)
+        self.counts: Tensor | None = None
+        self.empty = True
+        self.tensors: dict[str, list[Tensor]] = {}
 
     @property
-    def size(self) -> int:
-        return self.keys.shape[3]
+    def bytes(self) -> int:
+        """Memory of all tensors."""
+        return sum(t.numel() * t.element_size() for group in self.tensors.values() for t in group)
 
     def slots(self, count: int) -> Tensor:
         """Slots int64 [B, count] that the next ``count`` inputs of each row take."""
@@ -39,44 +42,76 @@ class KVCache:
         """Rotary positions int64 [B, count] of the next ``count`` inputs of each row."""
         return self.slots(count) - self.origin[:, None]
 
-    def begin(self, count: int) -> None:
-        """Make room for ``count`` new positions of every row; called once a forward, before the layers write."""
+    def mask(self, count: int, window: int | None = None) -> Tensor:
+        """Bool [B, 1, count, S]: what the next ``count`` positions of each row may look at."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no keys that a mask could hide")
+
+    def begin(self, length: int, counts: Tensor | None = None) -> None:
+        """Make room for ``length`` new positions of every row, of which ``counts`` int64 [B] are no padding."""
+        self.counts = torch.full_like(self.lengths, length) if counts is None else counts
+
+    def end(self) -> None:
+        """Take the new positions as past."""
+        self.lengths, self.counts, self.empty = self.lengths + self.counts, None, False
+
+    def select(self, rows: Tensor) -> Self:
+        """A cache of the rows ``rows`` int64 [R], in that order; a row may come more than once."""
+        out = copy.copy(self)
+        out.lengths, out.origin = self.lengths[rows], self.origin[rows]
+        out.tensors = {name: [t[rows] for t in group] for name, group in self.tensors.items()}
+        return out
+
+
+class KVCache(Cache):
+    """Static buffers of keys and values, per layer [B, G, S, d]; each row writes at its own length.
+
+    Args:
+        layers, rows, heads, size, dim: layers, B, G, S, d.
+        dtype, device: of the buffers.
+    """
+
+    def __init__(
+        self, layers: int, rows: int, heads: int, size: int, dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(rows, device)
+        self.size, self.used = size, 0
+        shape = (rows, heads, size, dim)
+        for name in ("keys", "values"):
+            self.tensors[name] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self._ragged: Tensor | None = None
+
+    def begin(self, length: int, counts: Tensor | None = None) -> None:
+        super().begin(length, counts)
         start = int(self.lengths.max())
-        self.used = start + count
+        self.used = start + length
         if self.used > self.size:
             raise ValueError(f"the cache holds {self.size} positions and {self.used} were asked for")
         even = bool((self.lengths == start).all())
-        self._ragged = None if even else self.slots(count)[:, None, :, None]
+        self._ragged = None if even else self.slots(length)[:, None, :, None]
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put ``keys`` and ``values`` [B, G, T, d] behind each row's past.
 
         Returns:
-            all keys and values so far, [B, G, U, d] where U is the longest row with its new positions;
+            all keys and values so far, [B, G, S, d] where S is the longest row with its new positions;
             what lies behind a row's own end is for the caller's mask to hide (see ``mask``).
         """
-        if self._ragged is None:
-            self.keys[layer, :, :, self.used - keys.shape[2] : self.used] = keys
-            self.values[layer, :, :, self.used - keys.shape[2] : self.used] = values
-        else:
-            index = self._ragged.expand_as(keys)
-            self.keys[layer].scatter_(2, index, keys.to(self.keys.dtype))
-            self.values[layer].scatter_(2, index, values.to(self.values.dtype))
-        return self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]
+        out = []
+        for buffer, new in ((self.tensors["keys"][layer], keys), (self.tensors["values"][layer], values)):
+            if self._ragged is None:
+                buffer[:, :, self.used - new.shape[2] : self.used] = new
+            else:
+                buffer.scatter_(2, self._ragged.expand_as(new), new.to(buffer.dtype))
+            out.append(buffer[:, :, : self.used])
+        return out[0], out[1]
 
-    def mask(self, count: int) -> Tensor:
-        """Bool [B, 1, count, U]: what the next ``count`` positions of each row may look at (causal)."""
+    def mask(self, count: int, window: int | None = None) -> Tensor:
         reach = int(self.lengths.max()) + count
-        return torch.arange(reach, device=self.lengths.device) <= self.slots(count)[:, None, :, None]
+        behind = self.slots(count)[:, None, :, None] - torch.arange(reach, device=self.lengths.device)
+        return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
 
-    def advance(self, count: int | Tensor) -> None:
-        """Take ``count`` new positions of each row (int, or int64 [B] for a ragged prefill) as past."""
-        self.lengths = self.lengths + count
-
-    def select(self, rows: Tensor) -> KVCache:
-        """A cache of the rows ``rows`` int64 [R], in that order; a row may come more than once."""
-        out = object.__new__(KVCache)
-        out.keys, out.values = self.keys[:, rows], self.values[:, rows]
-        out.lengths, out.origin = self.lengths[rows], self.origin[rows]
-        out.used, out._ragged = self.used, None
-        return out
+    def rewind(self, lengths: Tensor) -> None:
+        """Forget what lies behind ``lengths`` int64 [B] of each row."""
+        if bool((lengths > self.lengths).any()):
+            raise ValueError("a cache can only be rewound to a past that it had")
+        self.lengths = lengths
