@@ -10,19 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
+from vall_e.family import ModelConfig
+from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
 
 
 class ConfigError(ValueError):
     """A parameter is unknown, of the wrong type, or in conflict with another one."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class IngestConfig(Section):
@@ -133,46 +128,6 @@ class EncodeConfig(Section):
 class SimilarConfig(Section):
     feature: Literal["mfcc", "speaker"] = "mfcc"
     top_k: PositiveInt = 5
-
-
-class ModelConfig(Section):
-    """A decoder-only transformer over phones, a prompt's codes and a response's codes.
-
-    ``ar+nar`` is VALL-E (2301.02111): level 0 left to right, each later level in one parallel pass.
-    ``ar-depth`` predicts a frame a step; a small head draws its levels one after the other.
-    """
-
-    kind: Literal["ar+nar", "ar-depth"] = "ar-depth"
-    backbone: Literal["llama"] = "llama"
-    dim: PositiveInt = 256
-    layers: PositiveInt = 6
-    heads: PositiveInt = 4
-    kv_heads: PositiveInt = 2
-    ff_dim: PositiveInt = 704
-    dropout: Fraction = Field(0.0, description="on each branch of a block; slow on a CPU (its random numbers)")
-    rope_base: PositiveFloat = 10_000.0
-    positions: Literal["segment", "sequence"] = Field(
-        "segment", description="rotary positions count anew in text, prompt and response, or go on through them"
-    )
-    codebook_init: bool = Field(True, description="token tables start from the codec's codebook vectors")
-    depth_dim: PositiveInt = 256
-    depth_layers: PositiveInt = 1
-    alignment: bool = Field(True, description="a head at half depth that learns which phone is being spoken")
-    level_weights: tuple[PositiveFloat, ...] | None = Field(
-        None, description="ar+nar: how often each level is drawn in training"
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ModelConfig:
-        if self.dim % self.heads:
-            raise ValueError(f"model.dim {self.dim} is not a multiple of model.heads {self.heads}")
-        if (self.dim // self.heads) % 2:
-            raise ValueError("rotary positions need an even width per head: change model.dim or model.heads")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
-        if self.kind == "ar-depth" and self.level_weights is not None:
-            raise ValueError("model.level_weights belongs to kind ar+nar: ar-depth trains all levels at once")
-        return self
 
 
 class JoinConfig(Section):

@@ -1,8 +1,17 @@
-"""The family in tables: what each backbone can do. A leaf, so that configuration can refuse what cannot work."""
+"""The model's own configuration, and the tables that say what cannot work. A leaf.
+
+Every combination that this file accepts can be trained and spoken with; the others are refused when a configuration
+loads, with the reason.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
 
 
 @dataclass(frozen=True)
@@ -25,3 +34,55 @@ class Capabilities:
 BACKBONES: dict[str, Capabilities] = {
     "llama": Capabilities(),
 }
+
+
+class RopeConfig(Section):
+    """Rotary positions (2104.09864), plain or stretched to more positions than were trained.
+
+    ``linear`` divides positions by ``factor`` (2306.15595); ``dynamic`` raises the base as a row grows beyond
+    ``trained_length`` (NTK-aware: base * (factor * n / trained_length - (factor - 1)) ** (d / (d - 2)))."""
+
+    base: PositiveFloat = 10_000.0
+    scaling: Literal["none", "linear", "dynamic"] = "none"
+    factor: Annotated[float, Field(ge=1.0)] = 1.0
+    trained_length: PositiveInt = 2048
+
+
+class ModelConfig(Section):
+    """A decoder-only transformer over phones, a prompt's codes and a response's codes.
+
+    ``ar+nar`` is VALL-E (2301.02111): level 0 left to right, each later level in one parallel pass.
+    ``ar-depth`` predicts a frame a step; a small head draws its levels one after the other.
+    """
+
+    kind: Literal["ar+nar", "ar-depth"] = "ar-depth"
+    backbone: Literal["llama"] = "llama"
+    dim: PositiveInt = 256
+    layers: PositiveInt = 6
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt = 2
+    ff_dim: PositiveInt = 704
+    dropout: Fraction = Field(0.0, description="on each branch of a block; slow on a CPU (its random numbers)")
+    rope: RopeConfig = RopeConfig()
+    positions: Literal["segment", "sequence"] = Field(
+        "segment", description="rotary positions count anew in text, prompt and response, or go on through them"
+    )
+    codebook_init: bool = Field(True, description="token tables start from the codec's codebook vectors")
+    depth_dim: PositiveInt = 256
+    depth_layers: PositiveInt = 1
+    alignment: bool = Field(True, description="a head at half depth that learns which phone is being spoken")
+    level_weights: tuple[PositiveFloat, ...] | None = Field(
+        None, description="ar+nar: how often each level is drawn in training"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"model.dim {self.dim} is not a multiple of model.heads {self.heads}")
+        if (self.dim // self.heads) % 2:
+            raise ValueError("rotary positions need an even width per head: change model.dim or model.heads")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
+        if self.kind == "ar-depth" and self.level_weights is not None:
+            raise ValueError("model.level_weights belongs to kind ar+nar: ar-depth trains all levels at once")
+        return self

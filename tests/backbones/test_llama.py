@@ -23,7 +23,7 @@ def pair() -> tuple[Llama, LlamaModel]:
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             num_key_value_heads=config.kv_heads,
-            rope_theta=config.rope_base,
+            rope_theta=config.rope.base,
             rms_norm_eps=1e-6,
             vocab_size=3,
         )

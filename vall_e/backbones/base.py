@@ -12,8 +12,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from vall_e.config import ModelConfig
-from vall_e.family import BACKBONES, Capabilities
+from vall_e.family import BACKBONES, Capabilities, ModelConfig
 from vall_e.nn.cache import Cache
 from vall_e.nn.masks import Mask
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vall_e.backbones.base import Backbone
-from vall_e.config import ModelConfig
+from vall_e.family import ModelConfig
 from vall_e.nn.attention import Attention
 from vall_e.nn.cache import Cache, KVCache
 from vall_e.nn.feedforward import SwiGLU
@@ -50,7 +50,7 @@ class Llama(Backbone):
     def states(
         self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None
     ) -> Iterator[Tensor]:
-        angles = rotary(positions, self.config.dim // self.config.heads, self.config.rope_base)
+        angles = rotary(positions, self.config.dim // self.config.heads, self.config.rope.base)
         seen = visible(mask, x.shape[1], cache, None, x.device)
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, seen, cache, layer)

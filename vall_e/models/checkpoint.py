@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vall_e.config import CodecConfig, EncodeConfig, ModelConfig, PositiveFloat, PositiveInt, SamplingConfig, Section
+from vall_e.config import CodecConfig, EncodeConfig, SamplingConfig
+from vall_e.family import ModelConfig
+from vall_e.fields import PositiveFloat, PositiveInt, Section
 from vall_e.models.vall_e import VallE
 
 

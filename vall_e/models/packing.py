@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vall_e.config import ModelConfig
+from vall_e.family import ModelConfig
 from vall_e.nn.masks import Mask
 from vall_e.text.tokenizer import BOS, EOS
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vall_e.backbones.base import build_backbone
-from vall_e.config import ModelConfig
+from vall_e.family import ModelConfig
 from vall_e.models.heads import AlignmentHead, DepthHead, SplitHeads, codebook_init
 from vall_e.models.packing import IGNORE, RESPONSE, TEXT, Layout, Packed
 from vall_e.nn.cache import Cache
