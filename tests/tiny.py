@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from vall_e.config import JoinConfig, ModelConfig, TrainConfig
+from vall_e.config import JoinConfig, TrainConfig
 from vall_e.data.corpus import CodesCorpus, Utterance
+from vall_e.data.makers import MAKERS, Given
+from vall_e.family import KINDS, ModelConfig
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
 
@@ -14,7 +18,8 @@ LEVELS, CODES, PHONES = 3, 11, 9
 
 
 def model_config(kind: str = "ar-depth", **changes: object) -> ModelConfig:
-    sizes = {"dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ff_dim": 48, "depth_dim": 32}
+    sizes = {"dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ff_dim": 48, "depth_dim": 32, "codebook_dim": 32}
+    sizes["alignment"] = "ar" in KINDS[kind].modes
     return ModelConfig(kind=kind, **(sizes | changes))
 
 
@@ -28,7 +33,37 @@ def sample(rng: np.random.Generator, text: int = 4, prompt: int = 5, response: i
         return rng.integers(CODES, size=(LEVELS, frames))
 
     spoken = np.stack(2 * [np.arange(response) * text // response]) if text and level == 0 else None
-    return Sample(rng.integers(3, PHONES, size=text), codes(prompt), codes(response), level, spoken=spoken)
+    mode = "level" if level else "ar"
+    return Sample(rng.integers(3, PHONES, size=text), codes(prompt), codes(response), level, spoken=spoken, mode=mode)
+
+
+def masked(rng: np.random.Generator, model: ModelConfig, share: float = 0.6, **sizes: int) -> Sample:
+    """A sample of mode ``mask``."""
+    plain = sample(rng, **sizes)
+    seen = plain.response.copy()
+    levels = LEVELS if KINDS[model.kind].frames else 1
+    seen[:levels][rng.random((levels, seen.shape[1])) < share] = CODES
+    seen[:levels, 0] = CODES
+    return replace(plain, corrupted=seen, mode="mask", spoken=None)
+
+
+def rows(model: ModelConfig, seed: int = 0) -> list[Sample]:
+    """A row of every mode that the kind is made of."""
+    rng, out = np.random.default_rng(seed), []
+    for mode in KINDS[model.kind].modes:
+        if mode == "ar":
+            out.append(sample(rng))
+        elif mode == "mask":
+            out.append(masked(rng, model))
+        else:
+            out += [sample(rng, level=level) for level in range(1, LEVELS)]
+    return out
+
+
+def of_task(task: str, seed: int = 0, **sizes: int) -> Sample:
+    """A sample of any task that can be made of one utterance."""
+    rng = np.random.default_rng(seed)
+    return MAKERS[task](Given(sample(rng, **sizes), "ab c", rng.integers(CODES, size=(LEVELS, 9)), rng))
 
 
 def corpus(utterances: int = 24, speakers: int = 3, seed: int = 0) -> CodesCorpus:

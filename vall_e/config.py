@@ -136,6 +136,7 @@ class JoinConfig(Section):
     min_clips: PositiveInt = 2
     max_clips: PositiveInt = 5
     gap_seconds: tuple[float, float] = (0.0, 0.12)
+    max_seconds: PositiveFloat | None = Field(None, description="no clip is added beyond this; null: no limit")
     curriculum_steps: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -169,7 +170,18 @@ class TrainConfig(Section):
     text_dropout: Fraction = Field(0.1, description="rows trained without text, for guidance (2207.12598)")
     prompt_dropout: Fraction = 0.05
     input_mask: Fraction = Field(0.15, description="response input frames replaced by the mask token")
+    mask_frames: tuple[PositiveInt, PositiveInt] = Field((1, 1), description="length of a masked stretch, frames")
     input_random: Fraction = Field(0.02, description="response input frames replaced by random codes")
+    task_weights: dict[str, PositiveFloat] | None = Field(
+        None, description="how often each of model.tasks is trained; null is equally often"
+    )
+    mask_share: Fraction | None = Field(None, description="kinds with masks: share masked; null is a cosine schedule")
+    mask_levels: Literal["one", "all"] = Field(
+        "one", description="v2-nar: mask one level and all above it, or all levels alike"
+    )
+    level_factors: tuple[PositiveFloat, ...] | None = Field(
+        None, description="weight of each level's loss; null is equal"
+    )
     ema_decay: Fraction = 0.998
     prompt_seconds: tuple[PositiveFloat, PositiveFloat] = (1.0, 3.0)
     similar_probability: Fraction = 0.5
@@ -177,6 +189,27 @@ class TrainConfig(Section):
     max_response_seconds: PositiveFloat = 12.0
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints, each with a validation")
     seed: int = 0
+
+
+class DemaskConfig(Section):
+    """How masked codes appear (kinds nar-len and v2-nar)."""
+
+    steps: PositiveInt = 16
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    anneal_temperature: Fraction = Field(1.0, description="share of the temperature that is gone at the last step")
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    guidance: Annotated[float, Field(ge=0.0)] = 2.0
+    anneal_guidance: Fraction = Field(0.0, description="share of the guidance that is gone at the last step")
+    choice_temperature: Annotated[float, Field(ge=0.0)] = Field(
+        1.0, description="randomness of which predictions are kept, falling to 0"
+    )
+    remask: bool = Field(False, description="kept codes may be masked again while they are among the least sure")
+    order: Literal["level", "free", "frame"] = Field(
+        "level",
+        description="v2-nar: level by level from the coarsest, all at once each on its own, or a frame's together",
+    )
+    later_steps: PositiveInt = Field(4, description="order level: steps of each level above 0")
 
 
 class SamplingConfig(Section):
@@ -189,6 +222,8 @@ class SamplingConfig(Section):
     repetition_window: PositiveInt = 75
     nar_temperature: Annotated[float, Field(ge=0.0)] = 0.0
     guidance: Annotated[float, Field(ge=0.0)] = 1.0
+    first: Literal["auto", "ar", "mask"] = Field("auto", description="ar+nar-len: how level 0 is drawn; auto is ar")
+    demask: DemaskConfig = DemaskConfig()
     candidates: PositiveInt = 3
     max_seconds: PositiveFloat = 12.0
     seed: int = 0

@@ -48,15 +48,53 @@ class RopeConfig(Section):
     trained_length: PositiveInt = 2048
 
 
+@dataclass(frozen=True)
+class Kind:
+    """How a model makes the codes of a response.
+
+    Attributes:
+        modes: which kinds of rows it is trained on and decodes with: ``ar`` left to right, ``level`` each level above
+            0 in parallel, ``mask`` masked codes in parallel.
+        frames: a row of mode ``ar`` or ``mask`` holds all levels of a frame; else level 0 alone.
+        tasks: that it cannot speak without.
+    """
+
+    modes: tuple[str, ...]
+    frames: bool = False
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def parallel(self) -> bool:
+        """It has rows that see later positions."""
+        return self.modes != ("ar",)
+
+
+KINDS: dict[str, Kind] = {
+    "ar": Kind(("ar",)),
+    "nar": Kind(("level",)),
+    "ar+nar": Kind(("ar", "level")),
+    "nar-len": Kind(("mask", "level"), tasks=("len",)),
+    "ar+nar-len": Kind(("ar", "mask", "level"), tasks=("len",)),
+    "ar-depth": Kind(("ar",), frames=True),
+    "v2-ar": Kind(("ar",), frames=True),
+    "v2-nar": Kind(("mask",), frames=True),
+}
+KindName = Literal["ar", "nar", "ar+nar", "nar-len", "ar+nar-len", "ar-depth", "v2-ar", "v2-nar"]
+TaskName = Literal["tts", "tts-c", "stt", "phn", "un-phn", "len", "ns", "sr", "tse", "cse", "nse", "vc"]
+
+
 class ModelConfig(Section):
     """A decoder-only transformer over phones, a prompt's codes and a response's codes.
 
-    ``ar+nar`` is VALL-E (2301.02111): level 0 left to right, each later level in one parallel pass.
-    ``ar-depth`` predicts a frame a step; a small head draws its levels one after the other.
+    Kinds: ``ar`` level 0 left to right and ``nar`` each later level in a parallel pass, in one set of weights
+    ``ar+nar`` (VALL-E, 2301.02111); ``nar-len`` level 0 by iterative demasking with a predicted length (MaskGCT,
+    2409.00750), ``ar+nar-len`` all three; ``ar-depth`` a frame a step, a small head draws its levels one after the
+    other; ``v2-ar`` a frame a step, all levels at once; ``v2-nar`` all levels demasked together.
     """
 
-    kind: Literal["ar+nar", "ar-depth"] = "ar-depth"
+    kind: KindName = "ar-depth"
     backbone: Literal["llama"] = "llama"
+    tasks: tuple[TaskName, ...] = Field(("tts",), description="what it learns; kinds with masks add len")
     dim: PositiveInt = 256
     layers: PositiveInt = 6
     heads: PositiveInt = 4
@@ -67,22 +105,72 @@ class ModelConfig(Section):
     positions: Literal["segment", "sequence"] = Field(
         "segment", description="rotary positions count anew in text, prompt and response, or go on through them"
     )
+    causal_size: PositiveInt = Field(1, description="frames that an autoregressive step draws at once")
     codebook_init: bool = Field(True, description="token tables start from the codec's codebook vectors")
+    sum_levels: Literal["off", "prompt", "response", "both"] = Field(
+        "both",
+        description="where a frame shows the sum of its levels; elsewhere a prompt shows level 0, a response the last",
+    )
+    timestep: bool = Field(False, description="masked rows are told which share of their codes is masked")
+    code_heads: Literal["split", "one"] = Field("split", description="a head a level, or one for all levels")
+    tie_heads: bool = Field(False, description="split heads share the weights of the response's tables")
+    codebook_dim: PositiveInt = Field(256, description="v2: inner width of its codebook encoder and decoder")
+    codebook_layers: PositiveInt = Field(1, description="v2: their layers")
+    codebook_mixing: Literal["weights", "attention"] = Field(
+        "weights", description="v2: how the levels of a frame become one vector"
+    )
     depth_dim: PositiveInt = 256
     depth_layers: PositiveInt = 1
     alignment: bool = Field(True, description="a head at half depth that learns which phone is being spoken")
     level_weights: tuple[PositiveFloat, ...] | None = Field(
-        None, description="ar+nar: how often each level is drawn in training"
+        None, description="how often each level is drawn in training; null is equally often"
     )
+    languages: PositiveInt = Field(1, description="language tokens")
+    tones: PositiveInt = Field(1, description="tone (style) tokens")
+
+    @property
+    def all_tasks(self) -> tuple[str, ...]:
+        """``tasks`` and those that the kind cannot do without."""
+        return tuple(dict.fromkeys((*self.tasks, *KINDS[self.kind].tasks)))
 
     @model_validator(mode="after")
-    def _consistent(self) -> ModelConfig:
+    def _sizes(self) -> ModelConfig:
         if self.dim % self.heads:
             raise ValueError(f"model.dim {self.dim} is not a multiple of model.heads {self.heads}")
         if (self.dim // self.heads) % 2:
             raise ValueError("rotary positions need an even width per head: change model.dim or model.heads")
         if self.heads % self.kv_heads:
             raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
-        if self.kind == "ar-depth" and self.level_weights is not None:
-            raise ValueError("model.level_weights belongs to kind ar+nar: ar-depth trains all levels at once")
+        return self
+
+    @model_validator(mode="after")
+    def _possible(self) -> ModelConfig:
+        kind, backbone = KINDS[self.kind], BACKBONES[self.backbone]
+        if self.level_weights is not None and "level" not in kind.modes:
+            raise ValueError(
+                f"model.level_weights belongs to kinds with level passes: {self.kind} has all levels at once"
+            )
+        if kind.parallel and not backbone.bidirectional:
+            raise ValueError(
+                f"model.kind {self.kind} has parallel passes and {self.backbone} only looks back: take a kind of "
+                f"{', '.join(k for k, v in KINDS.items() if not v.parallel)}"
+            )
+        if self.causal_size > 1 and "ar" not in kind.modes:
+            raise ValueError(f"model.causal_size is for autoregressive kinds, {self.kind} has no such pass")
+        if self.causal_size > 1 and self.kind == "ar-depth":
+            raise ValueError(
+                "model.causal_size above 1 draws several frames at once, and ar-depth draws one level by level"
+            )
+        if self.causal_size > 1 and not backbone.multi_token:
+            raise ValueError(
+                f"model.causal_size above 1 gives {self.backbone}'s cache several frames at once: it takes one"
+            )
+        if self.timestep and "mask" not in kind.modes:
+            raise ValueError(f"model.timestep is for kinds that demask, {self.kind} does not")
+        if self.tie_heads and (self.kind in ("ar-depth", "v2-ar", "v2-nar") or self.code_heads == "one"):
+            raise ValueError("model.tie_heads is for split heads of the kinds ar, nar and nar-len")
+        if self.kind == "nar" and self.tasks != ("tts",):
+            raise ValueError("kind nar only adds levels to what another model drew: its one task is tts")
+        if self.alignment and "ar" not in kind.modes:
+            raise ValueError(f"model.alignment is read off autoregressive rows, {self.kind} has none: set it to false")
         return self

@@ -51,8 +51,8 @@ def run(few: bool, steps: int) -> None:
     shapes, started, positions = set(), time.perf_counter(), 0
     for step in range(steps):
         packed = pack(source.batch(step), model.layout, LENGTHS if few else 1)
-        shapes.add(tuple(packed.text.shape))
-        positions += packed.text.numel()
+        shapes.add(tuple(packed.symbol.shape))
+        positions += packed.symbol.numel()
         with torch.autocast("cpu", torch.bfloat16):
             loss, _ = model.loss(packed, train.label_smoothing, train.alignment_weight)
         loss.backward()

@@ -12,6 +12,7 @@ from vall_e.config import JoinConfig, TrainConfig
 from vall_e.corpus.splits import held_out
 from vall_e.data.batches import POOL, Batches
 from vall_e.data.samples import SampleMaker, diagonal
+from vall_e.family import KINDS
 
 SPACE = 3
 
@@ -43,7 +44,7 @@ def test_every_utterance_comes_once_an_epoch() -> None:
 
 def test_batches_keep_to_their_budget() -> None:
     batches = Batches(_maker(train_config()), 200, 0)
-    cost = [len(b) * max(s.length for s in b) for b in (batches.batch(k) for k in range(POOL * 4))]
+    cost = [len(b) * max(map(batches.maker.layout.length, b)) for b in (batches.batch(k) for k in range(POOL * 4))]
     assert 120 < np.mean(cost) < 260
 
 
@@ -128,3 +129,60 @@ def test_levels_are_drawn_by_their_weights() -> None:
             0.0,
             augment=True,
         )
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_kind_is_given_rows_of_its_modes(kind: str) -> None:
+    maker, rng = _maker(train_config(), kind=kind), np.random.default_rng(0)
+    made = [s for s in (maker.make(i % 24, 0, rng) for i in range(120)) if s.task == "tts"]
+    assert {s.mode for s in made} == set(KINDS[kind].modes)
+    for s in made:
+        assert (s.level > 0) == (s.mode == "level")
+        if s.mode == "mask":
+            hidden = s.corrupted == CODES
+            assert hidden.any() and (s.corrupted[~hidden] == s.response[~hidden]).all()
+            assert KINDS[kind].frames or not hidden[1:].any()
+
+
+def test_masked_rows_hide_their_share() -> None:
+    for share, mean in ((0.8, 0.8), (None, 2 / np.pi)):
+        train = train_config(mask_share=share, join=JoinConfig(min_clips=6, max_clips=6))
+        maker, rng = _maker(train, 0.0, kind="nar-len"), np.random.default_rng(0)
+        made = [s for s in (maker.make(i % 24, 0, rng) for i in range(900)) if s.mode == "mask"]
+        assert np.mean([(s.corrupted[0] == CODES).mean() for s in made]) == pytest.approx(mean, abs=0.05)
+
+
+def test_v2_hides_a_level_and_all_above_it_or_all_alike() -> None:
+    rng = np.random.default_rng(0)
+    one, alike = (_maker(train_config(mask_levels=m), kind="v2-nar") for m in ("one", "all"))
+    for i in range(40):
+        hidden = (one.make(i % 24, 0, rng).corrupted == CODES).mean(1)
+        first = int((hidden > 0).argmax())
+        assert (hidden[:first] == 0).all() and (hidden[first + 1 :] == 1).all()
+        assert ((alike.make(i % 24, 0, rng).corrupted == CODES).sum(1) > 0).all()
+
+
+def test_tasks_are_mixed_by_their_weights_and_hold_what_they_say() -> None:
+    config = model_config("ar+nar", tasks=("tts", "stt", "phn", "un-phn", "len", "cse", "vc", "tts-c"))
+    train = train_config(text_dropout=0.0, task_weights={"stt": 3.0})
+    maker = SampleMaker(corpus(), train, config, CODES, SPACE, 0, 0.0, augment=True)
+    rng = np.random.default_rng(0)
+    made = [maker.make(i % 24, 0, rng) for i in range(600)]
+    count = Counter(s.task for s in made)
+    assert set(count) == set(config.tasks)
+    assert count["stt"] / count["tts"] == pytest.approx(3.0, rel=0.35)
+    for s in made:
+        if s.task == "stt":
+            np.testing.assert_array_equal(s.symbols, s.text)
+            assert s.more["source"].shape[1] > 0 and s.prompt.shape[1] == 0
+        elif s.task == "phn":
+            assert bytes(s.chars.tolist()).decode().startswith("w") and len(s.symbols) > 0
+        elif s.task == "cse":
+            assert s.response.shape[1] > 0
+        elif s.task == "vc":
+            assert len(s.text) == 0
+    with pytest.raises(ValueError, match="task_weights names ns"):
+        SampleMaker(corpus(), train_config(task_weights={"ns": 1.0}), config, CODES, SPACE, 0, 0.0, augment=True)
+    noisy = model_config("ar+nar", tasks=("tts", "ns"))
+    with pytest.raises(ValueError, match="nothing to learn ns"):
+        SampleMaker(corpus(), train_config(), noisy, CODES, SPACE, 0, 0.0, augment=True)

@@ -47,4 +47,4 @@ def test_scores_do_not_depend_on_the_batch_and_equal_the_heads_own_log_p() -> No
     with torch.inference_mode():
         log_p = model.align(packed)[0].numpy()
     start = int(packed.response[0])
-    assert together[0] == pytest.approx(_every_path(log_p[start : start + 10, 1:5]) / 10, abs=1e-4)
+    assert together[0] == pytest.approx(_every_path(log_p[start : start + 10, 2:6]) / 10, abs=1e-4)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import CODES, LEVELS, build, sample
+from tests.tiny import CODES, LEVELS, build, of_task, sample
 from vall_e.config import SamplingConfig
-from vall_e.generation.ar import decode_frames
+from vall_e.generation.ar import decode
 from vall_e.generation.nar import fill_levels
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
+from vall_e.tasks import TASKS
 
-KINDS = ("ar-depth", "ar+nar")
+KINDS = ("ar-depth", "ar+nar", "v2-ar")
 GREEDY = SamplingConfig(temperature=0.0, guidance=0.0, candidates=1)
 
 
@@ -27,14 +28,14 @@ def _prompts(count: int = 3) -> list[Sample]:
 def _uncached(model: VallE, prompt: Sample, frames: int, strength: float) -> np.ndarray:
     """The oracle: the whole sequence anew at each step, greedy, plain or guided."""
     codes = prompt.response
-    shown = LEVELS if model.layout.depth else 1
+    shown = model.layout.shown
     for _ in range(frames):
         rows = [
             replace(prompt, response=codes, spoken=None),
             replace(prompt, text=prompt.text[:0], response=codes, spoken=None),
         ]
-        last = [model.hidden(pack([row], model.layout))[0, -1:] for row in rows]
-        logits = [model.heads(h, 0, []) if model.layout.depth else model.heads(h, 0) for h in last]
+        last = [model.heads.prepare(model.hidden(pack([row], model.layout))[0, -1:]) for row in rows]
+        logits = [model.heads(h, 0, []) for h in last]
         conditioned, null = (x.log_softmax(-1) for x in logits)
         drawn = [(conditioned + strength * (conditioned - null)).argmax(-1)]
         if drawn[0] == CODES:
@@ -53,7 +54,7 @@ def _uncached(model: VallE, prompt: Sample, frames: int, strength: float) -> np.
 def test_cached_ragged_batch_equals_uncached_single_rows(kind: str, strength: float, positions: str) -> None:
     model, prompts = build(kind, positions=positions), _prompts()
     prompts[1] = replace(prompts[1], response=prompts[2].prompt[:, :2], spoken=None)  # one row goes on from a prefix
-    got = decode_frames(model, prompts, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
+    got = decode(model, prompts, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
     with torch.no_grad():
         for candidates, prompt in zip(got, prompts, strict=True):
             np.testing.assert_array_equal(candidates[0].codes, _uncached(model, prompt, 12, strength))
@@ -62,9 +63,9 @@ def test_cached_ragged_batch_equals_uncached_single_rows(kind: str, strength: fl
 def test_a_seed_speaks_the_same_alone_and_in_a_batch_and_candidates_differ() -> None:
     model, prompts = build(), _prompts()
     sampling = SamplingConfig(temperature=1.0, guidance=0.5, candidates=3)
-    together = decode_frames(model, prompts, sampling, [7, 8, 9], [10, 6, 10])
+    together = decode(model, prompts, sampling, [7, 8, 9], [10, 6, 10])
     for i, limit in enumerate((10, 6, 10)):
-        alone = decode_frames(model, prompts[i : i + 1], sampling, [7 + i], [limit])[0]
+        alone = decode(model, prompts[i : i + 1], sampling, [7 + i], [limit])[0]
         for a, b in zip(together[i], alone, strict=True):
             np.testing.assert_array_equal(a.codes, b.codes)
             assert a.score == pytest.approx(b.score, abs=1e-4)
@@ -79,11 +80,11 @@ def test_stop_ends_a_row_and_the_limit_is_reported() -> None:
         model.backbone.norm.weight.fill_(1.0)
     prompts = _prompts(2)
     sampling = SamplingConfig(temperature=1.0, guidance=0.0, candidates=1)
-    rows = [c[0] for c in decode_frames(model, prompts * 8, sampling, list(range(16)), [400] * 16)]
+    rows = [c[0] for c in decode(model, prompts * 8, sampling, list(range(16)), [400] * 16)]
     lengths = [row.codes.shape[1] for row in rows]  # uniform logits: each frame stops with probability 1 / (n + 1)
     assert all(row.finished == (length < 400) for row, length in zip(rows, lengths, strict=True))
     assert 3 < np.mean(lengths) < 40
-    cut = decode_frames(model, prompts, sampling, [5, 11], [1, 1])
+    cut = decode(model, prompts, sampling, [5, 11], [1, 1])
     assert all(c[0].codes.shape[1] <= 1 for c in cut)
 
 
@@ -92,7 +93,7 @@ def test_repetition_penalty_reaches_the_decoder() -> None:
     with torch.no_grad():
         model.heads.first.weight[CODES].zero_()  # the greatest of eleven random logits is above 0: no early stop
     plain, harsh = (
-        decode_frames(model, prompts, GREEDY.model_copy(update={"repetition_penalty": p}), [0], [CODES])[0][0].codes[0]
+        decode(model, prompts, GREEDY.model_copy(update={"repetition_penalty": p}), [0], [CODES])[0][0].codes[0]
         for p in (1.0, 50.0)
     )
     assert len(set(plain.tolist())) < len(plain)
@@ -107,7 +108,49 @@ def test_levels_are_filled_as_teacher_forcing_would() -> None:
     for prompt, level0, codes in zip(prompts, first, out, strict=True):
         np.testing.assert_array_equal(codes[:1], level0)
         for level in range(1, LEVELS):
-            packed = pack([replace(prompt, response=codes, level=level, spoken=None)], model.layout)
+            packed = pack([replace(prompt, response=codes, level=level, mode="level", spoken=None)], model.layout)
             with torch.no_grad():
-                logits = model.heads(model.hidden(packed)[0, int(packed.response[0]) + 1 :], level)
+                logits = model.heads(model.hidden(packed)[0, int(packed.response[0]) + 1 :], level, [])
             np.testing.assert_array_equal(codes[level], logits.argmax(-1).numpy())
+
+
+@pytest.mark.parametrize("kind", ["ar", "v2-ar"])
+@pytest.mark.parametrize("block", [2, 3])
+def test_several_frames_a_step_equal_uncached_blocks(kind: str, block: int) -> None:
+    """k frames at once, each from its own position; a block is trimmed at a stop inside it."""
+    model, prompts = build(kind, causal_size=block), _prompts()
+    for row, (prompt, found) in enumerate(zip(prompts, decode(model, prompts, GREEDY, [0] * 3, [11] * 3), strict=True)):
+        codes, ended = prompt.response, False
+        while codes.shape[1] < 11 and not ended:
+            packed = pack([replace(prompt, response=codes, spoken=None)], model.layout)
+            states = model.heads.prepare(model.hidden(packed)[0, -block:])
+            frames = torch.stack([model.heads(states, i, []).argmax(-1) for i in range(model.layout.shown)]).numpy()
+            ended = CODES in frames[0]
+            frames = frames[:, : frames[0].tolist().index(CODES)] if ended else frames
+            whole = np.zeros((LEVELS, frames.shape[1]), dtype=np.int64)
+            whole[: len(frames)] = frames
+            codes = np.concatenate((codes, whole), axis=1)[:, :11]
+        np.testing.assert_array_equal(found[0].codes, codes[: model.layout.shown], err_msg=f"row {row}")
+
+
+@pytest.mark.parametrize("task", ["stt", "phn", "un-phn", "len"])
+def test_written_outputs_cached_equal_uncached(task: str) -> None:
+    model = build("ar+nar", tasks=("tts", task))
+    head = model.symbol_heads[TASKS[task].output]
+    wanted = [of_task(task, seed, response=4 + 3 * seed) for seed in range(3)]
+    prompts = [replace(s, symbols=s.symbols[:0]) for s in wanted]
+    stop = model.layout.stop(TASKS[task].output)
+    for prompt, found in zip(prompts, decode(model, prompts, GREEDY, [0] * 3, [7] * 3), strict=True):
+        symbols: list[int] = []
+        while len(symbols) < 7:
+            packed = pack([replace(prompt, symbols=np.array(symbols, dtype=np.int64))], model.layout)
+            symbols.append(int(head(model.hidden(packed)[0, -1]).argmax()))
+            if symbols[-1] == stop:
+                break
+        assert found[0].codes[0].tolist() == [s for s in symbols if s != stop]
+
+
+def test_rows_that_write_differently_are_refused() -> None:
+    model = build("ar+nar", tasks=("tts", "stt"))
+    with pytest.raises(ValueError, match="one vocabulary"):
+        decode(model, [of_task("stt"), of_task("tts")], GREEDY, [0, 0], [3, 3])

@@ -2,64 +2,152 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from torch import Tensor
 
-from tests.tiny import CODES, LEVELS, PHONES, build, model_config, sample
+from tests.tiny import CODES, LEVELS, PHONES, build, model_config, of_task, rows, sample
 from vall_e.config import CodecConfig, EncodeConfig, SamplingConfig
+from vall_e.data.makers import MAKERS
+from vall_e.family import KINDS, ModelConfig
 from vall_e.models.checkpoint import VoiceConfig, VoiceError, load_model, save_model
-from vall_e.models.packing import TEXT, pack
+from vall_e.models.packing import Place, Sample, pack
+from vall_e.models.vall_e import VallE
+from vall_e.tasks import TASKS
 
-KINDS = ("ar-depth", "ar+nar")
+ALL = tuple(KINDS)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_a_row_in_a_mixed_batch_equals_the_row_alone(kind: str) -> None:
-    model, rng = build(kind), np.random.default_rng(0)
-    levels = (0, 0, 0) if kind == "ar-depth" else (0, 1, 2)
-    samples = [sample(rng, 3 + i, 2 * i, 5 + i, level) for i, level in enumerate(levels)]
+    model = build(kind)
+    samples = [*rows(model.config), *(replace(s, text=s.text[:2], spoken=None) for s in rows(model.config, 1))]
     together = model.hidden(pack(samples, model.layout))
     for i, s in enumerate(samples):
         alone = model.hidden(pack([s], model.layout))[0]
-        torch.testing.assert_close(together[i, : s.length], alone, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together[i, : len(alone)], alone, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("level", "sees_future"), [(0, False), (1, True)])
-def test_future_frames_reach_parallel_outputs_and_never_causal_ones(level: int, sees_future: bool) -> None:
-    model, s = build("ar+nar"), sample(np.random.default_rng(0), level=level)
-    packed = pack([s], model.layout)
-    x = model.embed(packed.text, packed.segment, packed.code).detach().requires_grad_()
-    at = int(packed.response[0]) + 2
-    model.backbone(x, packed.position, packed.mask())[0, at].sum().backward()
-    future = x.grad[0, at + 1 :].abs().amax(-1)
-    assert (future > 0).all() if sees_future else (future == 0).all()
+@pytest.mark.parametrize("kind", ALL)
+def test_future_frames_reach_parallel_outputs_and_never_causal_ones(kind: str) -> None:
+    """And nothing of a parallel output reaches what is before it, which may serve every pass."""
+    model = build(kind)
+    for s in rows(model.config):
+        packed = pack([s], model.layout)
+        x = model.embeddings(packed).detach().requires_grad_()
+        at = int(packed.response[0]) + 2
+        model.backbone(x, packed.position, packed.mask())[0, at].sum().backward()
+        future = x.grad[0, at + 1 :].abs().amax(-1)
+        assert (future == 0).all() if s.mode == "ar" else (future > 0).all()
+        if s.mode != "ar":
+            x.grad = None
+            model.backbone(x, packed.position, packed.mask())[0, at - 2].sum().backward()
+            assert (x.grad[0, at - 1 :] == 0).all() and (x.grad[0, : at - 1].abs().amax(-1) > 0).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_both_kinds_overfit_one_batch(kind: str) -> None:
-    model, rng = build(kind).train(), np.random.default_rng(0)
-    levels = (0, 0) if kind == "ar-depth" else (0, 1, 2)
-    packed = pack([sample(rng, level=level) for level in levels], model.layout)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(150):
+@pytest.mark.parametrize("task", [task for task in MAKERS if TASKS[task].output != "codes"])
+def test_what_is_written_never_sees_what_comes_after(task: str) -> None:
+    model = build("ar+nar", tasks=("tts", task))
+    packed = pack([of_task(task)], model.layout)
+    x = model.embeddings(packed).detach().requires_grad_()
+    start = int(packed.response[0])
+    model.backbone(x, packed.position, packed.mask())[0, start].sum().backward()
+    assert (x.grad[0, start + 1 :] == 0).all() and (x.grad[0, : start + 1].abs().amax(-1) > 0).all()
+
+
+def _overfit(model: VallE, samples: list[Sample], steps: int = 150, lr: float = 5e-3) -> dict[str, Tensor]:
+    packed = pack(samples, model.train().layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    for _ in range(steps):
         loss, figures = model.loss(packed)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.05
+    return figures
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_kind_overfits_one_batch(kind: str) -> None:
+    model = build(kind)
+    figures = _overfit(model, rows(model.config))
+    levels = {"ar": {0}, "nar": {1, 2}}.get(kind, {0, 1, 2})
+    assert {k: float(v) for k, v in figures.items() if "accuracy" in k} == {
+        f"accuracy.{level}": 1.0 for level in levels
+    }
+
+
+@pytest.mark.parametrize("options", [
+    {"code_heads": "one"}, {"tie_heads": True}, {"sum_levels": "off"}, {"timestep": True}, {"causal_size": 2},
+    {"languages": 3, "tones": 2},
+])  # fmt: skip
+def test_every_option_overfits_one_batch(options: dict) -> None:
+    model = build("ar+nar-len", **options)
+    samples = [replace(s, language=i % model.config.languages) for i, s in enumerate(rows(model.config))]
+    figures = _overfit(model, samples)
     assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
 
 
-def test_a_gradient_reaches_every_parameter() -> None:
-    for kind, levels in (("ar-depth", (0,)), ("ar+nar", (0, 1, 2))):
-        model = build(kind).train()
-        packed = pack([sample(np.random.default_rng(0), level=level) for level in levels], model.layout)
-        model.loss(packed, alignment_weight=1.0)[0].backward()
-        silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()]
-        assert silent == []
+@pytest.mark.parametrize("options", [{"codebook_mixing": "attention"}, {"code_heads": "one"}])
+@pytest.mark.parametrize("kind", ["v2-ar", "v2-nar"])
+def test_every_codebook_coder_overfits_one_batch(kind: str, options: dict) -> None:
+    model = build(kind, **options)
+    figures = _overfit(model, rows(model.config))
+    assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
+
+
+def test_every_task_has_a_head_as_wide_as_its_vocabulary_and_overfits() -> None:
+    tasks = tuple(MAKERS)
+    model = build("ar+nar", tasks=tasks)
+    for task in tasks:
+        vocabulary = TASKS[task].output
+        if vocabulary != "codes":
+            assert model.symbol_heads[vocabulary].out_features == model.layout.size(vocabulary)
+    samples = [of_task(task, seed) for seed, task in enumerate(tasks)]
+    figures = _overfit(model, samples, 300)
+    assert {name: float(v) for name, v in figures.items() if "accuracy" in name}.items() >= {
+        "accuracy.phones": 1.0, "accuracy.chars": 1.0, "accuracy.digits": 1.0, "accuracy.0": 1.0
+    }.items()  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_gradient_reaches_every_parameter(kind: str) -> None:
+    tasks = ("tts",) if kind == "nar" else ("tts", "stt", "phn", "un-phn", "len")
+    model = build(kind, tasks=tasks).train()
+    samples = [*rows(model.config), *(of_task(task) for task in tasks if task != "tts")]
+    samples = [replace(s, language=1, tone=1) for s in samples]
+    model.loss(pack(samples, model.layout), alignment_weight=1.0)[0].backward()
+    silent = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()}
+    # level 0 is no output of nar, the levels above no output of ar; nobody draws a last level to go on from
+    spare = {"nar": {"heads.heads.0.weight"}, "ar": {"heads.heads.1.weight", "heads.heads.2.weight"}}
+    assert silent == spare.get(kind, set())
+
+
+def test_level_factors_weigh_the_levels() -> None:
+    model = build()
+    packed = pack(rows(model.config), model.layout)
+    _, figures = model.loss(packed)
+    for factors in ((1.0, 1.0, 1.0), (4.0, 2.0, 1.0)):
+        want = sum(f * figures[f"loss.{i}"] for i, f in enumerate(factors)) / sum(factors)
+        torch.testing.assert_close(model.loss(packed, level_factors=factors)[0], want)
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"kind": "nar-len", "causal_size": 2}, "no such pass"),
+    ({"kind": "ar-depth", "causal_size": 2}, "one level by level"),
+    ({"kind": "ar", "timestep": True}, "demask"),
+    ({"kind": "v2-ar", "tie_heads": True}, "tie_heads"),
+    ({"kind": "nar", "tasks": ("tts", "stt")}, "only adds levels"),
+    ({"kind": "v2-nar", "alignment": True}, "set it to false"),
+    ({"kind": "v2-ar", "level_weights": (1.0,)}, "level_weights"),
+])  # fmt: skip
+def test_what_cannot_work_is_refused_with_the_reason(options: dict, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        ModelConfig(**options)
 
 
 def test_the_alignment_head_learns_where_in_the_text_a_frame_is() -> None:
@@ -75,8 +163,8 @@ def test_the_alignment_head_learns_where_in_the_text_a_frame_is() -> None:
         optimizer.step()
         found.append(float(figures["alignment"]))
     assert found[0] > 0.7 and found[-1] < 0.05
-    state = next(model.backbone.states(model.embed(packed.text, packed.segment, packed.code), packed.position))
-    text = packed.segment == TEXT
+    state = next(model.backbone.states(model.embeddings(packed), packed.position))
+    text = packed.segment == Place.TEXT
     log_p = model.alignment(state, text)[0]
     at, (first, last) = int(packed.response[0]), packed.spoken[0]
     by_hand = [-log_p[t, first[t] : last[t] + 1].exp().sum().log() for t in range(at, at + 9)]
@@ -91,12 +179,12 @@ def test_tables_start_from_codebooks_and_keep_their_distances() -> None:
     books = [torch.randn(CODES, dim, generator=torch.Generator().manual_seed(level)) for level in range(LEVELS)]
     model.start_from_codebooks(books)
     for level, book in enumerate(books):
-        table = model.code[level].weight.detach()
+        table = model.embeddings.code[level].weight.detach()
         prompt, response = table[1 : CODES + 1], table[CODES + 1 : 2 * CODES + 1]
         torch.testing.assert_close(prompt, response)
         correlation = torch.corrcoef(torch.stack((torch.pdist(book), torch.pdist(prompt))))[0, 1]
         assert correlation > 0.6
-    assert model.code[0].weight[0].abs().max() == 0
+    assert model.embeddings.code[0].weight[0].abs().max() == 0
 
 
 def _config(kind: str) -> VoiceConfig:

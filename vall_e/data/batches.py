@@ -35,8 +35,8 @@ class Batches:
             raise ValueError("no utterances to make batches of: is the split empty?")
         self.maker, self.frames, self.seed = maker, frames, seed
         self.count = len(maker.corpus.utterances)
-        rng = np.random.default_rng((seed, 0))
-        probe = [maker.make(int(i), 10**9, rng).length for i in rng.integers(self.count, size=64)]
+        rng, length = np.random.default_rng((seed, 0)), maker.layout.length
+        probe = [length(maker.make(int(i), 10**9, rng)) for i in rng.integers(self.count, size=64)]
         rows = frames / (float(np.mean(probe)) * 1.05)
         self.group = ROWS if rows >= 2 * ROWS else 1
         self.samples_per_pool = POOL * max(1, round(rows)) if self.group == 1 else ROWS * round(POOL * rows / ROWS)
@@ -59,8 +59,8 @@ class Batches:
         places = np.arange(pool * self.samples_per_pool, (pool + 1) * self.samples_per_pool)
         orders = {epoch: self._order(epoch) for epoch in range(places[0] // self.count, places[-1] // self.count + 1)}
         samples = [self.maker.make(int(orders[p // self.count][p % self.count]), pool * POOL, rng) for p in places]
-        samples.sort(key=lambda sample: sample.length)
-        cost = np.cumsum([sample.length for sample in samples])
+        samples.sort(key=self.maker.layout.length)
+        cost = np.cumsum([self.maker.layout.length(sample) for sample in samples])
         groups, cuts = len(samples) // self.group, np.arange(1, POOL)
         edges = np.searchsorted(cost[self.group - 1 :: self.group], cost[-1] * cuts / POOL) + 1
         edges = np.maximum.accumulate(np.clip(edges, cuts, groups - POOL + cuts)) * self.group

@@ -12,14 +12,17 @@ import numpy as np
 from vall_e.config import JoinConfig, ModelConfig, TrainConfig
 from vall_e.corpus.splits import held_out
 from vall_e.data.corpus import CodesCorpus, Utterance
-from vall_e.models.packing import Sample
+from vall_e.data.makers import MAKERS, Given
+from vall_e.family import KINDS
+from vall_e.models.packing import Layout, Mode, Sample
+from vall_e.tasks import TASKS
 
 BAND = 0.15  # of a clip's phones: how far from an even pace speech may be
 NARROWEST = 0.75  # phones
 
 
 class SampleMaker:
-    """Samples of the ``tts`` task from one split.
+    """Samples of the model's tasks from one split.
 
     Args:
         corpus: utterances.
@@ -45,15 +48,28 @@ class SampleMaker:
         self.corpus, self.train, self.codes, self.space, self.augment = corpus, train, codes, space, augment
         self.levels = corpus.silence.shape[0]
         self.held_out_seed, self.held_out_fraction = held_out_seed, held_out_fraction
-        self.level_p = None
-        if model.kind == "ar+nar":
-            weights = np.array(model.level_weights or (1.0,) * self.levels)
-            if len(weights) != self.levels:
-                raise ValueError(
-                    f"model.level_weights has {len(weights)} entries for a codec of {self.levels} levels: "
-                    "give one a level"
-                )
-            self.level_p = weights / weights.sum()
+        self.kind, self.layout = KINDS[model.kind], Layout.of(model, self.levels, codes, 0)
+        if model.level_weights is not None and len(model.level_weights) != self.levels:
+            raise ValueError(
+                f"model.level_weights has {len(model.level_weights)} entries for a codec of {self.levels} levels: "
+                "give one a level"
+            )
+        weights = np.array(model.level_weights or (1.0,) * self.levels)
+        if self.kind.modes == ("level",):
+            weights[0] = 0.0
+        self.level_p = weights / weights.sum()
+        self.first_modes = [mode for mode in self.kind.modes if mode != "level"]
+        mix = dict.fromkeys(model.all_tasks, 1.0) | (train.task_weights or {})
+        unknown = sorted(set(mix) - set(model.all_tasks))
+        if unknown:
+            raise ValueError(f"train.task_weights names {', '.join(unknown)}, which is not among model.tasks")
+        missing = sorted(set(mix) - set(MAKERS))
+        if missing:
+            raise ValueError(
+                f"this corpus holds nothing to learn {', '.join(missing)} from: leave it out of model.tasks"
+            )
+        self.tasks, shares = list(mix), np.array(list(mix.values()))
+        self.task_p = shares / shares.sum()
 
     def make(self, index: int, step: int, rng: np.random.Generator) -> Sample:
         """The sample around utterance ``index``; ``step`` places it in the joining curriculum."""
@@ -66,20 +82,35 @@ class SampleMaker:
         phones, response, spoken = self._join(clips, gaps, rng)
         limit = int(self.train.max_response_seconds * self.corpus.frame_rate)
         prompt = self._prompt(clips, rng)
-        level = int(rng.choice(self.levels, p=self.level_p)) if self.level_p is not None else 0
+        task = self.tasks[int(rng.choice(len(self.tasks), p=self.task_p))] if len(self.tasks) > 1 else self.tasks[0]
+        mode, level = self._mode(rng) if TASKS[task].parallel else ("ar", 0)
         corrupted = None
-        if self.augment:
+        if self.augment and TASKS[task].parallel:
             if rng.random() < self.train.text_dropout:
                 phones, spoken = phones[:0], None
             if rng.random() < self.train.prompt_dropout:
                 prompt = prompt[:, :0]
             corrupted = self._corrupt(response, rng)
+        if mode == "mask":
+            corrupted = self._hide(response, rng)
         if response.shape[1] > limit:
             raise ValueError(
                 f"utterance {clips[0].id} has {response.shape[1] / self.corpus.frame_rate:.1f} s, above "
                 f"train.max_response_seconds {self.train.max_response_seconds}: raise it or lower ingest.max_seconds"
             )
-        return Sample(phones, prompt, response, level, corrupted, spoken)
+        sample = Sample(phones, prompt, response, level, corrupted, spoken if mode == "ar" else None, mode)
+        if task == "tts":
+            return sample
+        text = " ".join(clip.text for clip in clips)
+        return MAKERS[task](Given(sample, text, self._prompt(clips, rng), rng))
+
+    def _mode(self, rng: np.random.Generator) -> tuple[Mode, int]:
+        """How the response is to be made, and the level of mode ``level``."""
+        level = int(rng.choice(self.levels, p=self.level_p)) if "level" in self.kind.modes else 0
+        if level > 0:
+            return "level", level
+        modes = self.first_modes
+        return modes[int(rng.integers(len(modes)))] if len(modes) > 1 else modes[0], 0
 
     def _clips(self, index: int, join: JoinConfig, step: int, rng: np.random.Generator) -> list[Utterance]:
         first = self.corpus.utterances[index]
@@ -93,6 +124,9 @@ class SampleMaker:
             return [first]
         for _ in range(20):
             clips = [first, *(self.corpus.utterances[i] for i in rng.choice(pool, count - 1))]
+            if join.max_seconds is not None:
+                ends = np.cumsum([clip.codes.shape[1] for clip in clips]) / self.corpus.frame_rate
+                clips = clips[: max(1, int((ends <= join.max_seconds).sum()))]
             text = " ".join(c.text for c in clips)
             if not self.augment or not held_out(text, self.held_out_seed, self.held_out_fraction):
                 return clips
@@ -144,15 +178,46 @@ class SampleMaker:
         start = int(rng.integers(max(1, codes.shape[1] - wanted + 1)))
         return codes[:, start : start + wanted].astype(np.int64)
 
-    def _corrupt(self, response: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """What the model sees of the response: some frames masked (n), some random."""
-        chance = rng.random(response.shape[1])
+    def _hide(self, response: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The response with masks (n): of level 0, or of one level with all above it (SoundStorm, 2305.09636, section
+        3.3), or of all levels alike (``train.mask_levels``)."""
+        share = self.train.mask_share
+        if share is None:
+            share = float(np.cos(np.pi / 2 * rng.random()))  # MaskGIT's cosine schedule, 2202.04200
         seen = response.copy()
-        random = chance < self.train.input_random
-        seen[:, random] = rng.integers(self.codes, size=(self.levels, int(random.sum())))
-        masked = (chance >= self.train.input_random) & (chance < self.train.input_random + self.train.input_mask)
-        seen[:, masked] = self.codes
+        frames = response.shape[1]
+        if not self.kind.frames:
+            hidden = [0]
+        elif self.train.mask_levels == "all":
+            hidden = list(range(self.levels))
+        else:
+            first = int(rng.choice(self.levels, p=self.level_p))
+            seen[first + 1 :] = self.codes
+            hidden = [first]
+        for level in hidden:
+            at = rng.random(frames) < share
+            at[int(rng.integers(frames))] = True  # something is always asked
+            seen[level, at] = self.codes
         return seen
+
+    def _corrupt(self, response: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """What the model sees of the response: some frames random, some stretches masked (n)."""
+        frames, seen = response.shape[1], response.copy()
+        random = rng.random(frames) < self.train.input_random
+        seen[:, random] = rng.integers(self.codes, size=(self.levels, int(random.sum())))
+        seen[:, spans(frames, self.train.input_mask, self.train.mask_frames, rng)] = self.codes
+        return seen
+
+
+def spans(frames: int, share: float, lengths: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Bool [T]: stretches of ``lengths`` (shortest, longest) frames, at random places, that cover about ``share``."""
+    mean = (lengths[0] + lengths[1]) / 2
+    # Each frame starts a stretch with the chance that leaves 1 - share of the frames in none of them.
+    starts = np.flatnonzero(rng.random(frames) < 1 - (1 - share) ** (1 / mean))
+    out = np.zeros(frames, dtype=bool)
+    for start, length in zip(starts, rng.integers(lengths[0], lengths[1] + 1, size=len(starts)), strict=True):
+        out[start : start + length] = True
+    return out
 
 
 def diagonal(phones: int, frames: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vall_e.models.packing import Sample, pack
+from vall_e.models.packing import Place, Sample, pack
 from vall_e.models.vall_e import VallE
 
 IMPOSSIBLE = -1e4  # nats: fewer frames than phones
@@ -30,9 +30,11 @@ def alignment_scores(model: VallE, samples: Sequence[Sample]) -> list[float]:
         packed = pack(samples, model.layout).to(model.device)
         log_p = model.align(packed).cpu().numpy()
     scores = []
-    for row, sample, start in zip(log_p, samples, packed.response.tolist(), strict=True):
+    first_phone = 1 + (packed.segment == Place.TEXT).int().argmax(1)  # behind bos
+    starts = zip(packed.response.tolist(), first_phone.tolist(), strict=True)
+    for row, sample, (start, text) in zip(log_p, samples, starts, strict=True):
         frames, phones = sample.response.shape[1], len(sample.text)
-        scores.append(best_path(row[start : start + frames + 1, 1 : phones + 2]) / (frames + 1))
+        scores.append(best_path(row[start : start + frames + 1, text : text + phones + 1]) / (frames + 1))
     return scores
 
 

@@ -35,14 +35,20 @@ def fill_levels(
     out = [np.concatenate((f, np.zeros((layout.levels - 1, f.shape[1]), dtype=np.int64))) for f in first]
     generators = [torch.Generator().manual_seed((seed * 1_000_003 + 7) % 2**63) for seed in seeds]
     for level in range(1, layout.levels):
-        packed = pack([replace(p, response=c, level=level) for p, c in zip(prompts, out, strict=True)], layout)
+        packed = pack(
+            [
+                replace(p, response=c, level=level, mode="level", corrupted=None, spoken=None)
+                for p, c in zip(prompts, out, strict=True)
+            ],
+            layout,
+        )
         packed = packed.to(model.device)
         hidden = model.hidden(packed)
         for i, codes in enumerate(out):
             if codes.shape[1] == 0:
                 continue
             at = packed.target[i, level] != IGNORE
-            logits = model.heads(hidden[i, at], level).float()
+            logits = model.heads(model.heads.prepare(hidden[i, at]), level, []).float()
             draws = torch.empty(logits.shape).exponential_(generator=generators[i]).to(logits.device)
             codes[level] = sample(logits, draws, temperature=sampling.nar_temperature).cpu().numpy()
     return out

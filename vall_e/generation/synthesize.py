@@ -16,9 +16,8 @@ import torch
 from vall_e.audio import normalize_loudness, trim_silence
 from vall_e.codecs.base import Codec, load_codec
 from vall_e.config import SamplingConfig
-from vall_e.generation.alignment import alignment_scores
-from vall_e.generation.ar import Candidate, decode_frames
-from vall_e.generation.nar import fill_levels
+from vall_e.generation.ar import Candidate
+from vall_e.generation.respond import NoFirstLevelError, respond
 from vall_e.models.checkpoint import VoiceConfig, load_model
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
@@ -145,11 +144,11 @@ class Voice:
         sampling = sampling or self.config.sampling
         samples, limits, notes = self._samples(requests, sampling)
         seeds = [request.seed for request in requests]
-        found = decode_frames(self.model, samples, sampling, seeds, limits, progress)
-        chosen = [self._best(self._aligned(c, s), s) for c, s in zip(found, samples, strict=True)]
-        codes = [c.codes for c in chosen]
-        if not self.model.layout.depth:
-            codes = fill_levels(self.model, samples, codes, sampling, seeds)
+        try:
+            found = respond(self.model, samples, sampling, seeds, limits, self._best, progress)
+        except NoFirstLevelError as error:
+            raise SpeechError(str(error)) from None
+        chosen, codes = [candidate for candidate, _ in found], [codes for _, codes in found]
         waves = [self._decode(c) for c in codes]
         share = (time.perf_counter() - started) / len(requests)
         return [self._speech(*row, share) for row in zip(chosen, codes, waves, samples, limits, notes, strict=True)]
@@ -226,17 +225,6 @@ class Voice:
 
     def _expected_frames(self, sample: Sample) -> float:
         return len(sample.text) * self.config.seconds_per_phone * self.codec.frame_rate - sample.response.shape[1]
-
-    def _aligned(self, candidates: Sequence[Candidate], sample: Sample) -> list[Candidate]:
-        if self.model.alignment is None or len(candidates) == 1:
-            return list(candidates)
-        rows = []
-        for candidate in candidates:
-            codes = np.zeros((self.config.levels, candidate.codes.shape[1]), dtype=np.int64)
-            codes[: self.model.layout.shown] = candidate.codes
-            rows.append(replace(sample, response=np.concatenate((sample.response, codes), axis=1)))
-        scores = alignment_scores(self.model, rows)
-        return [replace(c, alignment=score) for c, score in zip(candidates, scores, strict=True)]
 
     def _best(self, candidates: Sequence[Candidate], sample: Sample) -> Candidate:
         def rank(candidate: Candidate) -> float:

@@ -9,18 +9,73 @@ from torch.nn import functional as F
 NOWHERE = -1e9  # a score of probability 0 that a row of nothing but padding survives without NaN
 
 
-class SplitHeads(nn.Module):
-    """One linear head per level; level 0 has one more output, the stop token n."""
+class LevelHeads(nn.Module):
+    """A linear head per level, or one for all; level 0 has one more output, the stop token n.
 
-    def __init__(self, dim: int, levels: int, codes: int) -> None:
+    Attributes:
+        together: all levels of a frame are read off one position.
+
+    Args:
+        shared: one head: the hidden state knows the level from the segments of its row.
+    """
+
+    together = False
+
+    def __init__(self, dim: int, levels: int, codes: int, *, shared: bool = False) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(dim, codes + (level == 0), bias=False) for level in range(levels))
+        self.codes = codes
+        sizes = [codes + 1] if shared else [codes + (level == 0) for level in range(levels)]
+        self.heads = nn.ModuleList(nn.Linear(dim, size, bias=False) for size in sizes)
         for head in self.heads:
             nn.init.normal_(head.weight, std=dim**-0.5)
 
-    def forward(self, hidden: Tensor, level: int) -> Tensor:
-        """``hidden`` [..., D] → logits [..., n] (n + 1 on level 0)."""
-        return self.heads[level](hidden)
+    def prepare(self, hidden: Tensor) -> Tensor:
+        """What ``forward`` reads, from hidden states [M, D]."""
+        return hidden
+
+    def forward(self, hidden: Tensor, level: int, drawn: list[Tensor]) -> Tensor:
+        """``hidden`` [M, D] → logits [M, n] (n + 1 on level 0); what was ``drawn`` on the levels before is not read."""
+        logits = self.heads[level if len(self.heads) > 1 else 0](hidden)
+        return logits if level == 0 else logits[:, : self.codes]
+
+
+class TiedHeads(nn.Module):
+    """Heads whose weights are the rows of the response's codes in the token tables (1608.05859); stop has its own.
+
+    Args:
+        tables: L tables [2n + 2, D] of the model, owned by it.
+    """
+
+    together = False
+
+    def __init__(self, tables: nn.ModuleList, codes: int) -> None:
+        super().__init__()
+        self.codes = codes
+        self.stop = nn.Parameter(torch.randn(1, tables[0].embedding_dim) * tables[0].embedding_dim ** -0.5)
+        self._tables = [tables]  # in a list: the model owns them, this module must not register them again
+
+    def prepare(self, hidden: Tensor) -> Tensor:
+        """As of ``LevelHeads``."""
+        return hidden
+
+    def forward(self, hidden: Tensor, level: int, drawn: list[Tensor]) -> Tensor:
+        """As of ``LevelHeads``."""
+        weight = self._tables[0][level].weight[self.codes + 1 : 2 * self.codes + 1] * hidden.shape[-1] ** -0.5
+        return F.linear(hidden, torch.cat((weight, self.stop)) if level == 0 else weight)
+
+
+class DurationHead(nn.Module):
+    """How long the response will be, read at its START: log of its frames (as the mask of its row lets START see
+    nothing of the response, it cannot count them)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 1)
+        nn.init.constant_(self.linear.bias, 4.0)  # exp(4): about a second
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``hidden`` [M, D] → log frames [M]."""
+        return self.linear(hidden)[:, 0]
 
 
 class DepthHead(nn.Module):
@@ -34,6 +89,8 @@ class DepthHead(nn.Module):
         inner: width of the feed-forward layers.
         layers: how many of them.
     """
+
+    together = True
 
     def __init__(self, dim: int, inner: int, layers: int, levels: int, codes: int) -> None:
         super().__init__()
@@ -50,6 +107,10 @@ class DepthHead(nn.Module):
             nn.init.normal_(head.weight, std=dim**-0.5)
         for table in (*self.tables, self.level):
             nn.init.normal_(table.weight, std=0.5)
+
+    def prepare(self, hidden: Tensor) -> Tensor:
+        """As of ``LevelHeads``."""
+        return hidden
 
     def forward(self, hidden: Tensor, level: int, drawn: list[Tensor]) -> Tensor:
         """``hidden`` [M, D] and codes int64 [M] of the levels before → logits [M, n] (n + 1 on level 0)."""

@@ -1,7 +1,7 @@
 """The model: embeddings, a backbone, heads.
 
-Kinds: ``ar+nar`` (VALL-E, 2301.02111, section 4.2, both passes in one set of weights) and ``ar-depth`` (a frame a
-step, its levels from a small head). Dimensions: B rows, T positions, D width, L levels, n codes per level.
+Kinds differ in the rows that they are made of and in their heads (``family.KINDS``), not in the model around them.
+Dimensions: B rows, T positions, D width, L levels, n codes per level, M positions of any rows.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vall_e.backbones.base import build_backbone
-from vall_e.family import ModelConfig
-from vall_e.models.heads import AlignmentHead, DepthHead, SplitHeads, codebook_init
-from vall_e.models.packing import IGNORE, RESPONSE, TEXT, Layout, Packed
+from vall_e.family import KINDS, ModelConfig
+from vall_e.models import losses
+from vall_e.models.codebooks import CodebookDecoder
+from vall_e.models.embeddings import EMBEDDING_STD, Embeddings
+from vall_e.models.heads import AlignmentHead, DepthHead, DurationHead, LevelHeads, TiedHeads, codebook_init
+from vall_e.models.packing import Layout, Packed, Place
 from vall_e.nn.cache import Cache
-
-EMBEDDING_STD = 0.5
-SHAPES = 128  # what a head is given is rounded up to a multiple of this: few shapes, see vall_e.data.batches
+from vall_e.tasks import SYMBOLS, TASKS, Vocabulary
 
 
 class VallE(nn.Module):
@@ -36,28 +36,36 @@ class VallE(nn.Module):
     def __init__(self, config: ModelConfig, levels: int, codes: int, phones: int) -> None:
         super().__init__()
         self.config = config
-        self.layout = Layout.of(config, levels, codes)
-        self.text = nn.Embedding(phones, config.dim, padding_idx=0)
-        self.segment = nn.Embedding(self.layout.segments, config.dim, padding_idx=0)
-        self.code = nn.ModuleList(nn.Embedding(self.layout.code_ids, config.dim, padding_idx=0) for _ in range(levels))
-        for table in (self.text, self.segment, *self.code):
-            nn.init.normal_(table.weight, std=EMBEDDING_STD)
-            table.weight.data[0].zero_()
+        self.layout = Layout.of(config, levels, codes, phones)
+        self.embeddings = Embeddings(config, self.layout)
         self.backbone = build_backbone(config)
-        self.heads: DepthHead | SplitHeads
-        if self.layout.depth:
-            self.heads = DepthHead(config.dim, config.depth_dim, config.depth_layers, levels, codes)
-        else:
-            self.heads = SplitHeads(config.dim, levels, codes)
+        self.heads = self._code_heads()
+        written = {TASKS[task].output for task in config.all_tasks}
+        self.symbol_heads = nn.ModuleDict(
+            {v: nn.Linear(config.dim, self.layout.size(v), bias=False) for v in SYMBOLS if v in written}
+        )
+        for head in self.symbol_heads.values():
+            nn.init.normal_(head.weight, std=config.dim**-0.5)
         self.alignment = AlignmentHead(config.dim) if config.alignment else None
+        self.duration = DurationHead(config.dim) if config.kind == "v2-nar" else None
+
+    def _code_heads(self) -> nn.Module:
+        config, layout = self.config, self.layout
+        if config.kind == "ar-depth":
+            return DepthHead(config.dim, config.depth_dim, config.depth_layers, layout.levels, layout.codes)
+        if KINDS[config.kind].frames:
+            return CodebookDecoder(config, layout.levels, layout.codes)
+        if config.tie_heads:
+            return TiedHeads(self.embeddings.code, layout.codes)
+        return LevelHeads(config.dim, layout.levels, layout.codes, shared=config.code_heads == "one")
 
     @property
     def device(self) -> torch.device:
-        return self.text.weight.device
+        return self.embeddings.symbol.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.text.weight.dtype
+        return self.embeddings.symbol.weight.dtype
 
     def start_from_codebooks(self, codebooks: Sequence[Tensor], seed: int = 0) -> None:
         """Let the token tables start from the codec's own vectors, L tables float [n, d]."""
@@ -67,20 +75,13 @@ class VallE(nn.Module):
             state = generator.get_state()
             for first in (1, n + 1):
                 generator.set_state(state)  # prompt and response start alike
-                codebook_init(self.code[level].weight[first : first + n], book, EMBEDDING_STD, generator)
-            if self.layout.depth and level < self.layout.levels - 1:
+                codebook_init(self.embeddings.code[level].weight[first : first + n], book, EMBEDDING_STD, generator)
+            if isinstance(self.heads, DepthHead) and level < self.layout.levels - 1:
                 codebook_init(self.heads.tables[level].weight, book, EMBEDDING_STD, generator)
-
-    def embed(self, text: Tensor, segment: Tensor, code: Tensor) -> Tensor:
-        """Ids int64 [B, T], [B, T], [B, L, T] → [B, T, D]."""
-        x = self.text(text) + self.segment(segment)
-        for level, table in enumerate(self.code):
-            x = x + table(code[:, level])
-        return x
 
     def hidden(self, packed: Packed, cache: Cache | None = None) -> Tensor:
         """Hidden states [B, T, D]. With an empty cache this is the prefill; the cache then knows each row's length."""
-        x = self.embed(packed.text, packed.segment, packed.code)
+        x = self.embeddings(packed)
         if cache is not None:
             cache.begin(x.shape[1], packed.lengths)
         out = self.backbone(x, packed.position, packed.mask(), cache)
@@ -91,22 +92,29 @@ class VallE(nn.Module):
         return out
 
     def step(self, codes: Tensor, cache: Cache) -> Tensor:
-        """One more response frame int64 [B, l, 1] (l levels shown to a causal row) → hidden states [B, D]."""
-        shown = codes.shape[1]
-        ids = codes.new_zeros(codes.shape[0], self.layout.levels, 1)
-        ids[:, :shown] = codes + self.layout.codes + 1
-        segment = torch.full_like(ids[:, 0], RESPONSE)
-        x = self.embed(torch.zeros_like(segment), segment, ids)
-        positions = cache.positions(1)
-        cache.begin(1)
-        out = self.backbone(x, positions, None, cache)
+        """k more response frames int64 [B, l, k] (l levels shown to a causal row) → hidden states [B, k, D]."""
+        ids = codes.new_zeros(codes.shape[0], self.layout.levels, codes.shape[2])
+        ids[:, : codes.shape[1]] = codes + self.layout.codes + 1
+        segment = torch.full_like(ids[:, 0], Place.RESPONSE)
+        return self._append(torch.zeros_like(segment), segment, ids, cache)
+
+    def step_symbol(self, symbols: Tensor, vocabulary: Vocabulary, cache: Cache) -> Tensor:
+        """One more written symbol of each row, int64 [B] in the vocabulary's ids → hidden states [B, 1, D]."""
+        ids = symbols[:, None] + self.layout.first_symbol(vocabulary)
+        code = ids.new_zeros(len(ids), self.layout.levels, 1)
+        return self._append(ids, torch.full_like(ids, Place.SYMBOL), code, cache)
+
+    def _append(self, symbol: Tensor, segment: Tensor, code: Tensor, cache: Cache) -> Tensor:
+        positions = cache.positions(symbol.shape[1])
+        cache.begin(symbol.shape[1])
+        out = self.backbone(self.embeddings.tokens(symbol, segment, code), positions, None, cache)
         cache.end()
-        return out[:, 0]
+        return out
 
     def align(self, packed: Packed) -> Tensor:
         """Log p [B, T, S] in nats of the text slot that is spoken in the frame after each position."""
         middle = next(islice(self._states(packed), self._middle, None))
-        return self.alignment(middle, _text_slots(packed))
+        return self.alignment(middle, text_slots(packed))
 
     @property
     def _middle(self) -> int:
@@ -114,50 +122,43 @@ class VallE(nn.Module):
         return max(1, self.config.layers // 2) - 1
 
     def _states(self, packed: Packed) -> Iterator[Tensor]:
-        x = self.embed(packed.text, packed.segment, packed.code)
-        return self.backbone.states(x, packed.position, packed.mask())
+        return self.backbone.states(self.embeddings(packed), packed.position, packed.mask())
 
     def loss(
-        self, packed: Packed, label_smoothing: float = 0.0, alignment_weight: float = 0.0
+        self,
+        packed: Packed,
+        label_smoothing: float = 0.0,
+        alignment_weight: float = 0.0,
+        level_factors: Sequence[float] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over levels of the cross entropy in nats, and the alignment's.
+        """Mean of the cross entropies of each level and of what is written, in nats, plus alignment's and duration's.
+
+        Args:
+            level_factors: weight of each level's loss, relative to the others; None is equal.
 
         Returns:
-            the loss (scalar), per level ``loss.l`` and ``accuracy.l``, and ``alignment`` (scalars, without gradient).
+            the loss (scalar); per level ``loss.l`` and ``accuracy.l``, per written vocabulary ``loss.v`` and
+            ``accuracy.v``, ``alignment`` and ``duration`` where there are any (scalars, without gradient).
         """
         states = list(self._states(packed))
         hidden = self.backbone.norm(states[-1])
-        losses, figures = [], {}
-        for level in range(self.layout.levels):
-            target = packed.target[:, level]
-            at = target != IGNORE
-            if not bool(at.any()):
-                continue
-            index = _indices(at)
-            wanted = target.flatten()[index]
-            if self.layout.depth:
-                drawn = [packed.target[:, k].flatten()[index].clamp(min=0) for k in range(level)]
-                logits = self.heads(hidden.flatten(0, 1)[index], level, drawn)
-            else:
-                logits = self.heads(hidden.flatten(0, 1)[index], level)
-            losses.append(F.cross_entropy(logits.float(), wanted, ignore_index=IGNORE, label_smoothing=label_smoothing))
-            figures[f"loss.{level}"] = losses[-1].detach()
-            figures[f"accuracy.{level}"] = (logits.argmax(-1) == wanted).sum() / at.sum()
-        loss = torch.stack(losses).mean()
-        if self.alignment is not None and bool((packed.spoken != IGNORE).any()):
-            figures["alignment"] = self.alignment.loss(states[self._middle], _text_slots(packed), packed.spoken)
-            loss = loss + alignment_weight * figures["alignment"]
-            figures["alignment"] = figures["alignment"].detach()
-        return loss, figures
+        found = losses.Found()
+        factors = level_factors or (1.0,) * self.layout.levels
+        losses.of_codes(found, self.heads, hidden, packed.target, label_smoothing, factors)
+        for vocabulary, head in self.symbol_heads.items():
+            rows = packed.vocabulary == 1 + SYMBOLS.index(vocabulary)
+            losses.of_symbols(found, vocabulary, head, hidden[rows], packed.written[rows], label_smoothing)
+        loss = found.mean()
+        if self.alignment is not None and bool((packed.spoken >= 0).any()):
+            value = self.alignment.loss(states[self._middle], text_slots(packed), packed.spoken)
+            loss = loss + alignment_weight * found.note("alignment", value)
+        if self.duration is not None:
+            loss = loss + found.note("duration", losses.of_duration(self.duration, hidden, packed))
+        return loss, found.figures
 
 
-def _text_slots(packed: Packed) -> Tensor:
-    """Bool [B, S], true where a slot holds text; S is a multiple of 16 that holds the longest text."""
-    text = packed.segment == TEXT
-    return text[:, : -(-int(text.sum(1).max()) // 16) * 16]
-
-
-def _indices(at: Tensor) -> Tensor:
-    """Flat indices int64 [M] of what is true in ``at``; to fill up, position 0, where nothing is predicted."""
-    index = at.flatten().nonzero()[:, 0]
-    return F.pad(index, (0, -len(index) % SHAPES))
+def text_slots(packed: Packed) -> Tensor:
+    """Bool [B, S], true where a slot holds text; S is a multiple of 16 that holds the last of it."""
+    text = packed.segment == Place.TEXT
+    last = int((text * torch.arange(1, text.shape[1] + 1, device=text.device)).max())
+    return text[:, : -(-last // 16) * 16]

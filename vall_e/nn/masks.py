@@ -17,17 +17,22 @@ class Mask:
     Attributes:
         lengths: int64 [B], positions in use.
         parallel: bool [B], rows whose positions see the whole of their own row; the others are causal.
+        start: int64 [B]; in a parallel row, positions before it do not see what is behind it. None: all see all.
         segment: int64 [B, T]; a position sees its own segment only. None: one segment a row.
     """
 
     lengths: Tensor
     parallel: Tensor
+    start: Tensor | None = None
     segment: Tensor | None = None
 
     def dense(self, length: int, window: int | None = None) -> Tensor:
         """Bool [B, 1, T, T], True where a position may look. Padding of a parallel row sees what the row sees."""
         index = torch.arange(length, device=self.lengths.device)
         inside = index[None, None, :] < self.lengths[:, None, None]
+        if self.start is not None:
+            start = self.start[:, None]
+            inside = inside & ((index >= start)[:, :, None] | (index < start)[:, None, :])
         out = torch.where(self.parallel[:, None, None], inside, causal(length, length, window, index.device)[None])
         if self.segment is not None:
             out = out & (self.segment[:, :, None] == self.segment[:, None, :])

@@ -64,14 +64,15 @@ class VallEModule(pl.LightningModule):
 
     def training_step(self, batch: Packed, _: int) -> Tensor:
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step)
-        loss, figures = self.model.loss(batch, self.config.label_smoothing, self.config.alignment_weight)
+        config = self.config
+        loss, figures = self.model.loss(batch, config.label_smoothing, config.alignment_weight, config.level_factors)
         self.log_dict({f"train.{k}": v for k, v in figures.items()} | {"train.loss": loss.detach()})
         return loss
 
     def validation_step(self, batch: Packed, _: int) -> None:
         loss, figures = self.model.loss(batch)
         figures = {f"val.{k}": v for k, v in figures.items()} | {"val.loss": loss}
-        self.log_dict(figures, batch_size=len(batch.text))
+        self.log_dict(figures, batch_size=len(batch.symbol))
 
     def configure_optimizers(self) -> dict:
         optimizer = build_optimizer(self.model, self.config)

@@ -220,7 +220,7 @@ def _load_data(params: Params, root: Path, tokenizer: Tokenizer, codes: int, lev
     if batches is None:
         raise ValueError("no training utterances: look into the rejects.parquet of the stages before")
     _, val = load("val", False)
-    return _Data(batches, val, Layout.of(params.model, levels, codes), params.train), corpus
+    return _Data(batches, val, Layout.of(params.model, levels, codes, len(tokenizer)), params.train), corpus
 
 
 def _fit(

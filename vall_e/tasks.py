@@ -1,0 +1,60 @@
+"""The tasks, a row each: what goes in, what comes out. A leaf.
+
+Packing, masks, loss, the choice of heads and decoding read this table, so a task cannot be half there: a new one is a
+row here and a maker of samples in ``vall_e.data.makers``. Names and sequences after VALL-E (2301.02111), VALL-E X
+(2303.03926) and SpeechX (2308.06873, table 1).
+
+A sequence is a header (task, language, tone), the input segments in order, a separator, and the output:
+
+    | header | input segments ... | START | output |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Vocabulary = Literal["codes", "phones", "chars", "digits"]
+Segment = Literal["text", "chars", "prompt", "source", "before", "middle", "after"]
+
+SYMBOLS: tuple[Vocabulary, ...] = ("phones", "chars", "digits")  # outputs that are one symbol a step
+AUDIO: tuple[Segment, ...] = ("prompt", "source", "before", "middle", "after")  # segments of codes
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table.
+
+    Attributes:
+        inputs: segments in their order. ``text`` are phones, ``chars`` raw text, the others are codes.
+        output: what is said or written; it decides the head, and its last entry is the stop symbol.
+        optional: inputs that may be missing.
+        continues: the prompt is the beginning of the output, and the text holds its transcript.
+        parallel: the output can also be made by parallel passes (codes); the others are autoregressive only.
+    """
+
+    inputs: tuple[Segment, ...]
+    output: Vocabulary = "codes"
+    optional: tuple[Segment, ...] = ()
+    continues: bool = False
+
+    @property
+    def parallel(self) -> bool:
+        return self.output == "codes"
+
+
+TASKS: dict[str, Task] = {
+    "tts": Task(("text", "prompt"), optional=("text", "prompt")),
+    "tts-c": Task(("text",), continues=True),
+    "stt": Task(("source",), "phones"),
+    "phn": Task(("chars",), "phones"),
+    "un-phn": Task(("text",), "chars"),
+    "len": Task(("text", "prompt"), "digits", optional=("prompt",)),
+    "ns": Task(("text", "source"), optional=("text",)),
+    "sr": Task(("text", "source"), optional=("text",)),
+    "tse": Task(("text", "prompt", "source"), optional=("text",)),
+    "cse": Task(("text", "before", "middle", "after"), optional=("before", "middle", "after")),
+    "nse": Task(("text", "before", "middle", "after"), optional=("before", "middle", "after")),
+    "vc": Task(("prompt",)),
+}
+NAMES = tuple(TASKS)
