@@ -63,9 +63,13 @@ class ModelConfig(Section):
     kv_heads: PositiveInt = 2
     ff_dim: PositiveInt = 704
     dropout: Fraction = Field(0.0, description="on each branch of a block; slow on a CPU (its random numbers)")
+    norm_eps: PositiveFloat = Field(1e-6, description="what RMSNorm adds to the mean square")
     rope: RopeConfig = RopeConfig()
     positions: Literal["segment", "sequence"] = Field(
         "segment", description="rotary positions count anew in text, prompt and response, or go on through them"
+    )
+    init_from: str | None = Field(
+        None, description="the backbone starts from this text model: a folder or hub name in Hugging Face's layout"
     )
     codebook_init: bool = Field(True, description="token tables start from the codec's codebook vectors")
     depth_dim: PositiveInt = 256

@@ -25,9 +25,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config.dim, config.heads, config.kv_heads)
-        self.feedforward_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.feedforward_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.feedforward = SwiGLU(config.dim, config.ff_dim)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -44,7 +44,7 @@ class Llama(Backbone):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.initialise(("attention.o.weight", "feedforward.down.weight"))
 
     def states(
