@@ -55,7 +55,9 @@ def test_params_yaml_says_every_parameter(project_root):
     assert [path for path in keys(params) if path not in join and not there(path)] == []
 
 
-@pytest.mark.parametrize("name", ["digits", "ljspeech-smoke", "base-24khz", "micro"])
+@pytest.mark.parametrize(
+    "name", ["digits", "ljspeech-smoke", "base-24khz", "micro", "reference-220m", "tiny-valle", "tiny-depth"]
+)
 def test_every_profile_is_valid_and_keeps_the_comments(project, name):
     text, params = repro.prepare(project, name, [])
     assert params.profile == name
@@ -95,7 +97,10 @@ def test_settings_win_over_the_profile_and_are_checked(project):
 
 def test_an_unknown_profile_names_those_there_are(project, capsys):
     assert repro.main(["--profile", "digit"]) == 1
-    assert "no profile 'digit': there are demo, base-24khz, digits, ljspeech-smoke, micro" in capsys.readouterr().err
+    assert (
+        "no profile 'digit': there are demo, base-24khz, digits, ljspeech-smoke, micro, reference-220m, tiny-"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", ["digits", "base-24khz"])
