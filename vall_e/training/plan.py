@@ -37,7 +37,8 @@ def describe(params: Params) -> dict[str, Any]:
     activations = positions * per_position * width + logits
     state = count * 4 * 3  # gradient and at most two moments
     average = count * 4
-    kv = 2 * config.layers * config.kv_heads * (config.dim // config.heads) * 4 * frame_rate
+    one, two = (model.backbone.new_cache(1, n, torch.float32, torch.device("meta")).bytes for n in (1, 2))
+    kv = (two - one) * frame_rate
     megabytes = {
         "weights": count * 4, "gradients_and_optimizer": state, "average": average, "activations": activations,
     }  # fmt: skip
