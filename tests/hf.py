@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 VOCABULARY = 61
 SIZES = {
@@ -18,6 +18,15 @@ SIZES = {
 def llama(seed: int = 0, **changes: object) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**(SIZES | changes))).eval()
+
+
+def mixtral(seed: int = 0, **changes: object) -> MixtralForCausalLM:
+    torch.manual_seed(seed)
+    experts = {"num_local_experts": 3, "num_experts_per_tok": 2}
+    return MixtralForCausalLM(MixtralConfig(**(SIZES | experts | changes))).eval()
+
+
+FAMILIES = {"llama": llama, "mixtral": mixtral}
 
 
 def save(model: PreTrainedModel, folder: Path, **how: object) -> Path:

@@ -24,10 +24,12 @@ ROPES = {
 
 
 @pytest.mark.parametrize("rope", ROPES)
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_a_backbone_with_a_checkpoints_weights_equals_theirs(tmp_path: Path, kv_heads: int, rope: str) -> None:
+@pytest.mark.parametrize("family, kv_heads", [("llama", 4), ("llama", 2), ("llama", 1), ("mixtral", 2)])
+def test_a_backbone_with_a_checkpoints_weights_equals_theirs(
+    tmp_path: Path, family: str, kv_heads: int, rope: str
+) -> None:
     """Also beyond the trained length, where dynamic positions stretch."""
-    theirs = hf.llama(num_key_value_heads=kv_heads, rope_scaling=ROPES[rope])
+    theirs = hf.FAMILIES[family](num_key_value_heads=kv_heads, rope_scaling=ROPES[rope])
     folder = hf.save(theirs, tmp_path / "llama")
     config = huggingface.our_config(huggingface.read_config(folder))
     assert (config.kv_heads, config.norm_eps, config.rope.base) == (kv_heads, 1e-5, 500.0)
@@ -78,6 +80,7 @@ def test_rotary_settings_where_transformers_5_keeps_them(tmp_path: Path) -> None
     ({"head_dim": 16}, "heads of width 16"),
     ({"num_key_value_heads": 3}, "not a multiple"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "type 'yarn' are not built here, only default, linear"),
+    ({"model_type": "mixtral", "sliding_window": 8}, "mixtral with sliding_window = 8"),
     ({"model_type": "gpt2"}, "model_type 'gpt2' is not built here, only llama"),
 ])  # fmt: skip
 def test_what_is_not_built_here_is_refused(tmp_path: Path, changes: dict, reason: str) -> None:

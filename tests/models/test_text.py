@@ -23,10 +23,12 @@ PROMPTS = [[5, 9, 33], [7, 8, 9, 10, 11, 12, 4], [60]]
 @pytest.mark.parametrize("changes", [
     {}, {"tie_word_embeddings": True}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1},
     {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
-], ids=["gqa", "tied", "mha", "mqa", "linear", "dynamic"])  # fmt: skip
+    {"family": "mixtral"},
+], ids=["gqa", "tied", "mha", "mqa", "linear", "dynamic", "mixtral"])  # fmt: skip
 def test_logits_and_greedy_text_equal_transformers(tmp_path: Path, changes: dict) -> None:
     """The text grows beyond the trained 16 positions, where dynamic rotary positions stretch step by step."""
-    theirs = hf.llama(eos_token_id=None, **changes)
+    changes = {"eos_token_id": None} | changes
+    theirs = hf.FAMILIES[changes.pop("family", "llama")](**changes)
     ours = TextModel.load(hf.save(theirs, tmp_path / "llama"))
     ids = torch.randint(hf.VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -38,8 +40,9 @@ def test_logits_and_greedy_text_equal_transformers(tmp_path: Path, changes: dict
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_round_trip_is_exact(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
-    first = hf.save(hf.llama(tie_word_embeddings=tied).to(dtype), tmp_path / "first")
+@pytest.mark.parametrize("family", hf.FAMILIES)
+def test_a_round_trip_is_exact(tmp_path: Path, family: str, tied: bool, dtype: torch.dtype) -> None:
+    first = hf.save(hf.FAMILIES[family](tie_word_embeddings=tied).to(dtype), tmp_path / "first")
     TextModel.load(first).save(tmp_path / "second")
     before, after = (load_file(folder / "model.safetensors") for folder in (first, tmp_path / "second"))
     assert before.keys() == after.keys()
@@ -49,10 +52,10 @@ def test_a_round_trip_is_exact(tmp_path: Path, tied: bool, dtype: torch.dtype) -
     assert all(torch.equal(tensor, before.get(name, tensor)) for name, tensor in read.state_dict().items())
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_transformers_loads_ours(tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backbone, tied", [("llama", False), ("llama", True), ("mixtral", False)])
+def test_transformers_loads_ours(tmp_path: Path, backbone: str, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    ours = TextModel(model_config(norm_eps=1e-5), 23, tied, {"eos_token_id": [3, 4]}).eval()
+    ours = TextModel(model_config(norm_eps=1e-5, backbone=backbone), 23, tied, {"eos_token_id": [3, 4]}).eval()
     ids = torch.randint(23, (2, 9))
     monkeypatch.setattr(huggingface, "SHARD_BYTES", 9_000)
     ours.save(tmp_path / "text")

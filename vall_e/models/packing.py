@@ -96,7 +96,7 @@ class Packed:
         target: int64 [B, L, T], the code to predict at a position, IGNORE where there is none; on level 0 of a
             causal row n stands for stop.
         level: int64 [B].
-        position: int64 [B, T], rotary positions.
+        position: int64 [B, T], rotary positions; 0 in padding, so that it does not make a row longer.
         lengths: int64 [B], slots in use.
         response: int64 [B], slot of RESPONSE_START.
         spoken: int64 [B, 2, T], first and last text slot that may be spoken in the frame to predict at a position,
@@ -148,6 +148,7 @@ def pack(samples: Sequence[Sample], layout: Layout, multiple: int = 1) -> Packed
             position[i, at:] -= 1 + prompted
         start[i] = at
         end = at + 1 + answered
+        position[i, end:] = 0
         segment[i, at] = RESPONSE_START if sample.level == 0 else RESPONSE + sample.level
         segment[i, at + 1 : end] = RESPONSE + sample.level
         seen = sample.response if sample.corrupted is None else sample.corrupted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+from operator import attrgetter
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +19,13 @@ from vall_e.nn.weights import WeightsError, fill
 from vall_e.text.tokenizer import Tokenizer
 
 # What a backbone computes depends on these; key/value heads may be fewer, and are compared apart.
-SAME = ("backbone", *(name for name in huggingface.SIZES if name != "kv_heads"), "rope")
+SAME = (
+    "backbone",
+    *(name for name in huggingface.SIZES if name != "kv_heads"),
+    "rope",
+    "experts.count",
+    "experts.active",
+)
 
 
 def sources(params: Params, root: Path) -> list[str | Path]:
@@ -98,11 +105,8 @@ def start_backbone(backbone: Backbone, path: str | Path) -> None:
 
 
 def _compare(ours: ModelConfig, theirs: ModelConfig, folder: Path) -> None:
-    wrong = [
-        f"model.{name} is {getattr(ours, name)} and the checkpoint's is {getattr(theirs, name)}"
-        for name in SAME
-        if getattr(ours, name) != getattr(theirs, name)
-    ]
+    pairs = [(name, attrgetter(name)(ours), attrgetter(name)(theirs)) for name in SAME]
+    wrong = [f"model.{name} is {mine} and the checkpoint's is {other}" for name, mine, other in pairs if mine != other]
     if theirs.kv_heads % ours.kv_heads:
         wrong.append(f"model.kv_heads is {ours.kv_heads}, which does not divide the checkpoint's {theirs.kv_heads}")
     if wrong:

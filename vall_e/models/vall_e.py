@@ -123,7 +123,8 @@ class VallE(nn.Module):
         """Mean over levels of the cross entropy in nats, and the alignment's.
 
         Returns:
-            the loss (scalar), per level ``loss.l`` and ``accuracy.l``, and ``alignment`` (scalars, without gradient).
+            the loss (scalar), per level ``loss.l`` and ``accuracy.l``, ``alignment``, and in training what the backbone
+            adds (``Backbone.auxiliary``; scalars, without gradient).
         """
         states = list(self._states(packed))
         hidden = self.backbone.norm(states[-1])
@@ -148,6 +149,11 @@ class VallE(nn.Module):
             figures["alignment"] = self.alignment.loss(states[self._middle], _text_slots(packed), packed.spoken)
             loss = loss + alignment_weight * figures["alignment"]
             figures["alignment"] = figures["alignment"].detach()
+        if self.training:
+            real = torch.arange(hidden.shape[1], device=hidden.device) < packed.lengths[:, None]
+            for name, (weight, extra) in self.backbone.auxiliary(real).items():
+                figures[name] = extra.detach()
+                loss = loss + weight * extra
         return loss, figures
 
 
