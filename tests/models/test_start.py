@@ -102,3 +102,12 @@ def test_other_sizes_are_named(tmp_path: Path, changes: dict, reason: str) -> No
     backbone = build(**text_backbone(**changes)).backbone
     with pytest.raises(WeightsError, match=reason):
         start_backbone(backbone, hf.save(hf.llama(), tmp_path / "text"))
+
+
+def test_experts_are_of_the_same_number_and_as_many_work(tmp_path: Path) -> None:
+    folder = hf.save(hf.mixtral(), tmp_path / "text")
+    mixtral = text_backbone(backbone="mixtral", experts={"count": 3, "active": 2})
+    start_backbone(build(**mixtral).backbone, folder)
+    for experts in ({"count": 4, "active": 2}, {"count": 3, "active": 1}):
+        with pytest.raises(WeightsError, match=r"experts\.(count is 4|active is 1) and the checkpoint's is [32]"):
+            start_backbone(build(**(mixtral | {"experts": experts})).backbone, folder)

@@ -19,13 +19,8 @@ from vall_e.nn.weights import WeightsError, fill
 from vall_e.text.tokenizer import Tokenizer
 
 # What a backbone computes depends on these; key/value heads may be fewer, and are compared apart.
-SAME = (
-    "backbone",
-    *(name for name in huggingface.SIZES if name != "kv_heads"),
-    "rope",
-    "experts.count",
-    "experts.active",
-)
+_SIZES = tuple(name for name in huggingface.SIZES if name != "kv_heads")
+SAME = ("backbone", *_SIZES, "rope", "experts.count", "experts.active")
 
 
 def sources(params: Params, root: Path) -> list[str | Path]:
