@@ -23,11 +23,7 @@ def llama(seed: int = 0, **changes: object) -> LlamaForCausalLM:
 def mixtral(seed: int = 0, **changes: object) -> MixtralForCausalLM:
     """``head_dim`` is given because ``transformers`` stretches no rotary positions without it."""
     torch.manual_seed(seed)
-    experts = {
-        "num_local_experts": 3,
-        "num_experts_per_tok": 2,
-        "head_dim": 8,
-    }
+    experts = {"num_local_experts": 3, "num_experts_per_tok": 2, "head_dim": 8}
     return MixtralForCausalLM(MixtralConfig(**(SIZES | experts | changes))).eval()
 
 

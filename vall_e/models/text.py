@@ -78,7 +78,7 @@ class TextModel(nn.Module):
             vocab_size=self.embedding.num_embeddings,
             tie_word_embeddings=self.head is None,
             torch_dtype=str(self.embedding.weight.dtype).removeprefix("torch."),
-            **self.tokens,
+            **{name: self.tokens.get(name) for name in _TOKENS},  # null, or theirs have defaults
         )
         huggingface.write_checkpoint(folder, theirs, {names[name]: tensor for name, tensor in state.items()})
 
