@@ -47,7 +47,7 @@ def test_info_of_a_voice_counts_its_file(voice: Path, capsys: pytest.CaptureFixt
     assert facts["weight_bytes"]["fp32"] == 4 * count and facts["weight_bytes"]["bf16"] == 2 * count
     blocks = sum(t.numel() for name, t in weights.items() if ".blocks." in name and t.dim() > 1)
     matrices = sum(".blocks." in name and t.dim() > 1 for name, t in weights.items())
-    assert facts["weight_bytes"]["ternary"] == 2 * (count - blocks) + blocks // 4 + 2 * matrices
+    assert facts["weight_bytes"]["ternary"] == 2 * (count - blocks) + blocks // 4 + 4 * matrices
     assert count < facts["weight_bytes"]["int8"] < facts["weight_bytes"]["bf16"]
     assert facts["cache"] == {"bytes_per_position": 2 * 2 * 16 * 4, "bytes_fixed": 0, "bytes_per_second": 256 * 50}
     assert facts["capabilities"]["rewind"] is True and facts["model"]["kv_heads"] == 1

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vall_e.backbones.base import Backbone
 
@@ -38,15 +38,19 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 
 def weight_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of all weights: ``fp32``; ``bf16``; ``int8``, matrices at one byte with a bf16 scale a row, the rest bf16;
-    ``ternary``, the matrices of the blocks at two bits (2402.17764) with a bf16 scale each, the rest bf16."""
+    """Bytes of all weights.
+
+    Returns:
+        ``fp32``; ``bf16``; ``int8``, matrices at one byte with a bf16 scale a row, the rest bf16; ``ternary``, what
+        ternary blocks (2402.17764) would take, four weights a byte and a float32 scale a matrix, the rest bf16.
+    """
     out = dict.fromkeys(("fp32", "bf16", "int8", "ternary"), 0)
     for name, parameter in model.named_parameters():
-        count, matrix = parameter.numel(), parameter.dim() > 1
+        count, matrix = parameter.numel(), parameter.dim() == 2
         out["fp32"] += 4 * count
         out["bf16"] += 2 * count
         out["int8"] += count + 2 * parameter.shape[0] if matrix else 2 * count
-        out["ternary"] += -(-count // 4) + 2 if matrix and ".blocks." in name else 2 * count
+        out["ternary"] += _packed(parameter) if matrix and ".blocks." in name else 2 * count
     return out
 
 
@@ -55,3 +59,8 @@ def cache_size(backbone: Backbone, dtype: torch.dtype = torch.float32) -> CacheS
     short, long = (backbone.new_cache(1, n, dtype, torch.device("meta")).bytes for n in (PROBE, 2 * PROBE))
     per_position = (long - short) / PROBE
     return CacheSize(per_position, round(short - per_position * PROBE))
+
+
+def _packed(matrix: Tensor) -> int:
+    rows, columns = matrix.shape
+    return rows * -(-columns // 4) + 4
