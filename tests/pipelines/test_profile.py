@@ -13,6 +13,7 @@ import yaml
 
 from pipelines import profile, repro
 from vall_e.config import ConfigError, Section, load_params, merge
+from vall_e.profiles import profile_files
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_every_profile_is_valid_and_keeps_the_comments(project, name):
     assert "# of the split" in text
     (project / "merged.yaml").write_text(text)
     assert load_params(project / "merged.yaml") == params
-    assert params == load_params(project / "params.yaml", project / "conf" / f"{name}.yaml")
+    assert params == load_params(project / "params.yaml", profile_files(project)[name])
 
 
 def test_demo_leaves_the_file_as_it_is(project):
