@@ -1,4 +1,4 @@
-"""Profiles: files in ``conf/`` that override parts of ``params.yaml``.
+"""Profiles: files in ``conf/`` and ``conf/presets/`` that override parts of ``params.yaml``.
 
 ``python -m pipelines.profile digits | xargs dvc exp run`` runs a profile as a DVC experiment, without touching the
 committed parameters; ``python -m pipelines.repro --profile digits`` writes them into ``params.yaml`` and runs.
@@ -20,6 +20,7 @@ import yaml
 from ruamel.yaml import YAML
 
 from vall_e.config import ConfigError, Params, merge, parse_params, read_yaml
+from vall_e.profiles import profile_files
 
 DEMO = "demo"
 
@@ -43,19 +44,14 @@ def committed_params(root: Path) -> str:
     return (root / "params.yaml").read_text(encoding="utf-8")
 
 
-def profile_names(root: Path) -> list[str]:
-    """The profiles in ``conf/``: the YAML files that name themselves with ``profile:``."""
-    return sorted(p.stem for p in (root / "conf").glob("*.yaml") if read_yaml(p).get("profile") == p.stem)
-
-
 def profile_overrides(root: Path, name: str) -> dict[str, Any]:
     """What a profile changes; nothing for ``demo``. Raises ConfigError naming the profiles there are."""
     if name == DEMO:
         return {}
-    names = profile_names(root)
-    if name not in names:
-        raise ConfigError(f"no profile {name!r}: there are {', '.join([DEMO, *names])}")
-    return read_yaml(root / "conf" / f"{name}.yaml")
+    files = profile_files(root)
+    if name not in files:
+        raise ConfigError(f"no profile {name!r}: there are {', '.join([DEMO, *files])}")
+    return read_yaml(files[name])
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
@@ -137,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m pipelines.profile",
         description="Print a profile of conf/ as -S arguments: python -m pipelines.profile digits | xargs dvc exp run",
     )
-    parser.add_argument("profile", help="name of a file in conf/, without .yaml")
+    parser.add_argument("profile", help="name of a file in conf/ or conf/presets/, without .yaml")
     args = parser.parse_args(argv)
     try:
         settings = settings_for_dvc(profile_overrides(Path("."), args.profile))

@@ -20,13 +20,13 @@ from vall_e.text.phonemes import phonemize
 from vall_e.text.tokenizer import Tokenizer
 
 
-def make_voice(folder, kind: str = "ar-depth", seed: int = 0):
+def make_voice(folder, kind: str = "ar-depth", seed: int = 0, kv_heads: int = 1):
     """A voice with random weights that speaks for 0.4 s and knows the sounds of 'one two three'."""
     torch.manual_seed(seed)
     codec = small.mel()
     tokenizer = Tokenizer.fit(phonemize(["one", "two", "three", "one two", "one two three"], "en-us"))
     config = VoiceConfig(
-        model=ModelConfig(kind=kind, dim=32, layers=2, heads=2, kv_heads=1, ff_dim=64, depth_dim=16),
+        model=ModelConfig(kind=kind, dim=32, layers=2, heads=2, kv_heads=kv_heads, ff_dim=64, depth_dim=16),
         levels=codec.levels, codes=codec.codes, phones=len(tokenizer), codec=CodecConfig(), encode=EncodeConfig(),
         sampling=SamplingConfig(max_seconds=0.4, candidates=2), language="en-us", with_stress=True,
         seconds_per_phone=0.1, prompt_seconds=1.0,

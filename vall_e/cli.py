@@ -10,16 +10,18 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vall_e.model_cli import add_model
+from vall_e.usage import MODELS, UsageError, sampling_of, voice_folder
 
 if TYPE_CHECKING:
     from vall_e.config import SamplingConfig
     from vall_e.generation.synthesize import Voice
     from vall_e.jobs import Job, Result
 
-MODELS = Path("models")
 SAMPLING = {
     "temperature": (float, "randomness of the codes; 0 always takes the likeliest"),
     "top_k": (int, "draw from the K likeliest codes; 0 from all"),
@@ -29,10 +31,6 @@ SAMPLING = {
     "candidates": (int, "utterances drawn for each text, of which the best is kept"),
     "max_seconds": (float, "length cap of an utterance"),
 }
-
-
-class UsageError(Exception):
-    """The command cannot be carried out as it was given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,12 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to get it")
     doctor.add_argument("--json", action="store_true", help="one JSON object")
     doctor.set_defaults(run=_doctor)
-    model = commands.add_parser("model", help="look at a trained voice")
-    actions = model.add_subparsers(required=True, metavar="ACTION")
-    info = actions.add_parser("info", help="size, codec, phones and how it was trained")
-    info.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="by default the newest voice below models/")
-    info.add_argument("--json", action="store_true", help="one JSON object")
-    info.set_defaults(run=_model_info)
+    add_model(commands)
     return parser
 
 
@@ -149,17 +142,9 @@ def _jobs(arguments: argparse.Namespace) -> list[Job | Result]:
 
 
 def _voice(arguments: argparse.Namespace) -> tuple[Voice, SamplingConfig]:
-    from pydantic import ValidationError
-
-    from vall_e.config import SamplingConfig
-
     given = {name: value for name in (*SAMPLING, "seed") if (value := getattr(arguments, name)) is not None}
-    try:
-        SamplingConfig(**given)  # before the model is loaded: a wrong number costs no time
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {first['msg']}") from None
-    folder = _model_folder(arguments.model)
+    sampling_of(given)  # before the model is loaded: a wrong number costs no time
+    folder = voice_folder(arguments.model)
 
     from vall_e.generation.synthesize import Voice
 
@@ -168,19 +153,6 @@ def _voice(arguments: argparse.Namespace) -> tuple[Voice, SamplingConfig]:
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{folder} cannot be loaded: {error}") from None
     return voice, voice.config.sampling.model_copy(update=given)
-
-
-def _model_folder(given: Path | None) -> Path:
-    from vall_e.jobs import is_model, newest_model
-
-    if given is None:
-        folder = newest_model(MODELS)
-        if folder is None:
-            raise UsageError(f"no trained voice below {MODELS}/: train one with `make demo`, or name one with --model")
-        return folder
-    if not is_model(given):
-        raise UsageError(f"{given} is no trained voice (model.safetensors, config.json and tokenizer.json)")
-    return given
 
 
 def _speak_one(arguments: argparse.Namespace, voice: Voice, sampling: SamplingConfig, jobs: list[Job | Result]) -> int:
@@ -220,48 +192,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
     findings = examine(MODELS)
     print(json.dumps(as_dict(findings), indent=2) if arguments.json else report(findings))
     return 0 if able(findings) else 1
-
-
-def _model_info(arguments: argparse.Namespace) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    from vall_e.models.checkpoint import load_config
-
-    folder = _model_folder(arguments.folder)
-    try:
-        config = load_config(folder).model_dump(mode="json")
-        with safe_open(folder / "model.safetensors", "pt") as tensors:
-            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118 (no mapping)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(f"{folder} cannot be read: {error}") from None
-    facts = {
-        "folder": str(folder),
-        "parameters": sum(_product(shape) for shape in shapes),
-        "megabytes": round((folder / "model.safetensors").stat().st_size / 1e6, 2),
-        **config,
-    }
-    if arguments.json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
-        return 0
-    print(f"{folder}: {facts['parameters']:,} parameters, {facts['megabytes']} MB")
-    for key, value in _flat(config):
-        print(f"  {key} = {json.dumps(value, ensure_ascii=False)}")
-    return 0
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 if __name__ == "__main__":

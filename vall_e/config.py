@@ -188,6 +188,7 @@ class TrainConfig(Section):
     join: JoinConfig | None = None
     max_response_seconds: PositiveFloat = 12.0
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints, each with a validation")
+    init_from: str | None = Field(None, description="start from the weights of this voice, a folder (uptraining)")
     seed: int = 0
 
 

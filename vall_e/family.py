@@ -23,17 +23,24 @@ class Capabilities:
         multi_token: several new positions at once behind a past: verifying drafts, going on from a prefix.
         rewind: its cache can forget the last positions: rejected drafts.
         early_exit: the states of its layers can go to the heads: LayerSkip.
+        sections: sections of ``ModelConfig`` that it reads, of those in ``OWNED``.
     """
 
     bidirectional: bool = True
     multi_token: bool = True
     rewind: bool = True
     early_exit: bool = True
+    sections: tuple[str, ...] = ("rope",)
 
 
 BACKBONES: dict[str, Capabilities] = {
     "llama": Capabilities(),
+    "mixtral": Capabilities(sections=("rope", "experts")),
+    "transformer": Capabilities(sections=()),
+    "mamba": Capabilities(bidirectional=False, rewind=False, sections=("mamba",)),
+    "mamba2": Capabilities(bidirectional=False, rewind=False, sections=("mamba",)),
 }
+OWNED = ("rope", "experts", "mamba")  # sections that some backbones have no use for
 
 
 class RopeConfig(Section):
@@ -46,6 +53,37 @@ class RopeConfig(Section):
     scaling: Literal["none", "linear", "dynamic"] = "none"
     factor: Annotated[float, Field(ge=1.0)] = 1.0
     trained_length: PositiveInt = 2048
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RopeConfig:
+        if self.scaling == "none" and self.factor != 1.0:
+            raise ValueError("model.rope.factor belongs to model.rope.scaling linear or dynamic")
+        return self
+
+
+class ExpertsConfig(Section):
+    """A mixture of experts (Mixtral, 2401.04088) in place of each feed-forward layer."""
+
+    count: PositiveInt = 8
+    active: PositiveInt = Field(2, description="experts that a position goes through")
+    balance_weight: Annotated[float, Field(ge=0.0)] = Field(
+        0.01, description="weight of the loss that evens the experts' load (2101.03961, equation 4)"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExpertsConfig:
+        if self.active > self.count:
+            raise ValueError(f"model.experts.active {self.active} is above model.experts.count {self.count}")
+        return self
+
+
+class MambaConfig(Section):
+    """Sizes of a selective state space (Mamba, 2312.00752; Mamba-2, 2405.21060)."""
+
+    state: PositiveInt = Field(16, description="numbers of state per channel; mamba2 affords 64 and more")
+    conv: PositiveInt = Field(4, description="positions that the convolution in front of it sees")
+    expand: PositiveInt = Field(2, description="inner width over model.dim")
+    head_dim: PositiveInt = Field(64, description="mamba2: inner channels of a head")
 
 
 @dataclass(frozen=True)
@@ -93,7 +131,7 @@ class ModelConfig(Section):
     """
 
     kind: KindName = "ar-depth"
-    backbone: Literal["llama"] = "llama"
+    backbone: Literal["llama", "mixtral", "transformer", "mamba", "mamba2"] = "llama"
     tasks: tuple[TaskName, ...] = Field(("tts",), description="what it learns; kinds with masks add len")
     dim: PositiveInt = 256
     layers: PositiveInt = 6
@@ -101,11 +139,17 @@ class ModelConfig(Section):
     kv_heads: PositiveInt = 2
     ff_dim: PositiveInt = 704
     dropout: Fraction = Field(0.0, description="on each branch of a block; slow on a CPU (its random numbers)")
+    norm_eps: PositiveFloat = Field(1e-6, description="what RMSNorm adds to the mean square")
     rope: RopeConfig = RopeConfig()
+    experts: ExpertsConfig = ExpertsConfig()
+    mamba: MambaConfig = MambaConfig()
     positions: Literal["segment", "sequence"] = Field(
         "segment", description="rotary positions count anew in text, prompt and response, or go on through them"
     )
     causal_size: PositiveInt = Field(1, description="frames that an autoregressive step draws at once")
+    init_from: str | None = Field(
+        None, description="the backbone starts from this text model: a folder or hub name in Hugging Face's layout"
+    )
     codebook_init: bool = Field(True, description="token tables start from the codec's codebook vectors")
     sum_levels: Literal["off", "prompt", "response", "both"] = Field(
         "both",
@@ -141,6 +185,17 @@ class ModelConfig(Section):
             raise ValueError("rotary positions need an even width per head: change model.dim or model.heads")
         if self.heads % self.kv_heads:
             raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
+        for name in OWNED:
+            if (
+                name not in BACKBONES[self.backbone].sections
+                and getattr(self, name) != type(self).model_fields[name].default
+            ):
+                raise ValueError(f"model.{name} has no meaning for backbone {self.backbone}")
+        if self.rope.scaling == "dynamic" and self.dim // self.heads == 2:
+            raise ValueError("model.rope.scaling dynamic needs heads wider than 2: change model.dim or model.heads")
+        inner, width = self.dim * self.mamba.expand, self.mamba.head_dim
+        if self.backbone == "mamba2" and inner % width:
+            raise ValueError(f"model.dim * model.mamba.expand {inner} is no multiple of model.mamba.head_dim {width}")
         return self
 
     @model_validator(mode="after")

@@ -4,56 +4,67 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
+from tests.backbones.checks import check_cache, check_causal
 from tests.tiny import model_config
 from vall_e.backbones.llama import Llama
+from vall_e.family import ModelConfig
 from vall_e.nn.masks import Mask
 
 
-@pytest.fixture
-def pair() -> tuple[Llama, LlamaModel]:
-    torch.manual_seed(0)
-    config = model_config()
-    ours = Llama(config).eval()
-    theirs = LlamaModel(
-        LlamaConfig(
-            hidden_size=config.dim,
-            intermediate_size=config.ff_dim,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            rope_theta=config.rope.base,
-            rms_norm_eps=1e-6,
-            vocab_size=3,
-        )
-    ).eval()
+def hf_sizes(config: ModelConfig) -> dict:
+    """The same sizes for a transformers configuration."""
+    return {
+        "hidden_size": config.dim,
+        "intermediate_size": config.ff_dim,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 3,
+    }
+
+
+def copy_attention(ours: Llama, theirs: nn.Module) -> None:
+    """Norms and attention of all layers, as transformers names them."""
     theirs.norm.load_state_dict(ours.norm.state_dict())
     for mine, other in zip(ours.blocks, theirs.layers, strict=True):
         other.input_layernorm.load_state_dict(mine.attention_norm.state_dict())
         other.post_attention_layernorm.load_state_dict(mine.feedforward_norm.state_dict())
         for name in ("q", "k", "v", "o"):
             getattr(other.self_attn, f"{name}_proj").load_state_dict(getattr(mine.attention, name).state_dict())
+
+
+def copy_weights(ours: Llama, theirs: LlamaModel) -> None:
+    copy_attention(ours, theirs)
+    for mine, other in zip(ours.blocks, theirs.layers, strict=True):
         for name in ("gate", "up", "down"):
             getattr(other.mlp, f"{name}_proj").load_state_dict(getattr(mine.feedforward, name).state_dict())
-    return ours, theirs
 
 
-def test_equals_transformers(pair: tuple[Llama, LlamaModel]) -> None:
-    ours, theirs = pair
+@pytest.fixture
+def ours() -> Llama:
+    torch.manual_seed(0)
+    return Llama(model_config()).eval()
+
+
+def test_equals_transformers(ours: Llama) -> None:
+    theirs = LlamaModel(LlamaConfig(**hf_sizes(ours.config), rope_theta=ours.config.rope.base)).eval()
+    copy_weights(ours, theirs)
     x, positions = torch.randn(2, 9, 32), torch.arange(9).expand(2, 9)
     with torch.no_grad():
         want = theirs(inputs_embeds=x, position_ids=positions).last_hidden_state
         torch.testing.assert_close(ours(x, positions), want, atol=1e-5, rtol=1e-4)
 
 
-def test_causal_by_gradient_and_full_with_a_mask(pair: tuple[Llama, LlamaModel]) -> None:
-    ours, _ = pair
-    x = torch.randn(1, 6, 32, requires_grad=True)
-    positions = torch.arange(6).expand(1, 6)
-    ours(x, positions)[0, 2].sum().backward()
-    assert x.grad[0, 3:].abs().max() == 0
-    assert x.grad[0, :3].abs().amax(-1).min() > 0
-    x.grad = None
+def test_causal_by_gradient_and_full_with_a_mask(ours: Llama) -> None:
+    check_causal(ours)
+    x, positions = torch.randn(1, 6, 32, requires_grad=True), torch.arange(6).expand(1, 6)
     ours(x, positions, Mask(torch.tensor([6]), torch.tensor([True])))[0, 2].sum().backward()
     assert x.grad[0].abs().amax(-1).min() > 0
+
+
+def test_cached_equals_uncached(ours: Llama) -> None:
+    check_cache(ours)

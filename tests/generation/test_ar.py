@@ -8,60 +8,31 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import CODES, LEVELS, build, of_task, sample
+from tests.generation.oracle import GREEDY, make_prompts, uncached
+from tests.tiny import CODES, LEVELS, build, of_task
 from vall_e.config import SamplingConfig
 from vall_e.generation.ar import decode
 from vall_e.generation.nar import fill_levels
-from vall_e.models.packing import Sample, pack
-from vall_e.models.vall_e import VallE
+from vall_e.models.packing import pack
 from vall_e.tasks import TASKS
 
 KINDS = ("ar-depth", "ar+nar", "v2-ar")
-GREEDY = SamplingConfig(temperature=0.0, guidance=0.0, candidates=1)
-
-
-def _prompts(count: int = 3) -> list[Sample]:
-    rng = np.random.default_rng(0)
-    return [sample(rng, 2 + i, 3 * i, 0) for i in range(count)]
-
-
-def _uncached(model: VallE, prompt: Sample, frames: int, strength: float) -> np.ndarray:
-    """The oracle: the whole sequence anew at each step, greedy, plain or guided."""
-    codes = prompt.response
-    shown = model.layout.shown
-    for _ in range(frames):
-        rows = [
-            replace(prompt, response=codes, spoken=None),
-            replace(prompt, text=prompt.text[:0], response=codes, spoken=None),
-        ]
-        last = [model.heads.prepare(model.hidden(pack([row], model.layout))[0, -1:]) for row in rows]
-        logits = [model.heads(h, 0, []) for h in last]
-        conditioned, null = (x.log_softmax(-1) for x in logits)
-        drawn = [(conditioned + strength * (conditioned - null)).argmax(-1)]
-        if drawn[0] == CODES:
-            break
-        for level in range(1, shown):
-            drawn.append(model.heads(last[0], level, drawn).argmax(-1))
-        frame = np.zeros((LEVELS, 1), dtype=np.int64)
-        frame[:shown, 0] = torch.cat(drawn).numpy()
-        codes = np.concatenate((codes, frame), axis=1)
-    return codes[:shown, prompt.response.shape[1] :]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strength", [0.0, 1.5])
 @pytest.mark.parametrize("positions", ["segment", "sequence"])
 def test_cached_ragged_batch_equals_uncached_single_rows(kind: str, strength: float, positions: str) -> None:
-    model, prompts = build(kind, positions=positions), _prompts()
+    model, prompts = build(kind, positions=positions), make_prompts()
     prompts[1] = replace(prompts[1], response=prompts[2].prompt[:, :2], spoken=None)  # one row goes on from a prefix
     got = decode(model, prompts, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
     with torch.no_grad():
         for candidates, prompt in zip(got, prompts, strict=True):
-            np.testing.assert_array_equal(candidates[0].codes, _uncached(model, prompt, 12, strength))
+            np.testing.assert_array_equal(candidates[0].codes, uncached(model, prompt, 12, strength))
 
 
 def test_a_seed_speaks_the_same_alone_and_in_a_batch_and_candidates_differ() -> None:
-    model, prompts = build(), _prompts()
+    model, prompts = build(), make_prompts()
     sampling = SamplingConfig(temperature=1.0, guidance=0.5, candidates=3)
     together = decode(model, prompts, sampling, [7, 8, 9], [10, 6, 10])
     for i, limit in enumerate((10, 6, 10)):
@@ -78,7 +49,7 @@ def test_stop_ends_a_row_and_the_limit_is_reported() -> None:
     with torch.no_grad():
         model.heads.first.weight.zero_()
         model.backbone.norm.weight.fill_(1.0)
-    prompts = _prompts(2)
+    prompts = make_prompts(2)
     sampling = SamplingConfig(temperature=1.0, guidance=0.0, candidates=1)
     rows = [c[0] for c in decode(model, prompts * 8, sampling, list(range(16)), [400] * 16)]
     lengths = [row.codes.shape[1] for row in rows]  # uniform logits: each frame stops with probability 1 / (n + 1)
@@ -89,7 +60,7 @@ def test_stop_ends_a_row_and_the_limit_is_reported() -> None:
 
 
 def test_repetition_penalty_reaches_the_decoder() -> None:
-    model, prompts = build(), _prompts(1)
+    model, prompts = build(), make_prompts(1)
     with torch.no_grad():
         model.heads.first.weight[CODES].zero_()  # the greatest of eleven random logits is above 0: no early stop
     plain, harsh = (
@@ -101,7 +72,7 @@ def test_repetition_penalty_reaches_the_decoder() -> None:
 
 
 def test_levels_are_filled_as_teacher_forcing_would() -> None:
-    model, prompts = build("ar+nar"), _prompts(2)
+    model, prompts = build("ar+nar"), make_prompts(2)
     rng = np.random.default_rng(1)
     first = [rng.integers(CODES, size=(1, n)) for n in (5, 3)]
     out = fill_levels(model, prompts, first, SamplingConfig(), [0, 1])
@@ -118,7 +89,7 @@ def test_levels_are_filled_as_teacher_forcing_would() -> None:
 @pytest.mark.parametrize("block", [2, 3])
 def test_several_frames_a_step_equal_uncached_blocks(kind: str, block: int) -> None:
     """k frames at once, each from its own position; a block is trimmed at a stop inside it."""
-    model, prompts = build(kind, causal_size=block), _prompts()
+    model, prompts = build(kind, causal_size=block), make_prompts()
     for row, (prompt, found) in enumerate(zip(prompts, decode(model, prompts, GREEDY, [0] * 3, [11] * 3), strict=True)):
         codes, ended = prompt.response, False
         while codes.shape[1] < 11 and not ended:

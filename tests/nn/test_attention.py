@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+from vall_e.family import RopeConfig
 from vall_e.nn.attention import Attention, attend
 from vall_e.nn.cache import KVCache
 from vall_e.nn.rope import rotary, rotate
@@ -18,7 +19,7 @@ def test_rotary_equals_transformers() -> None:
     positions = torch.arange(7).expand(2, 7)
     oracle = LlamaRotaryEmbedding(LlamaConfig(hidden_size=32, num_attention_heads=4, rope_theta=500.0))
     want_q, want_k = apply_rotary_pos_emb(q, k, *oracle(q, positions))
-    angles = rotary(positions, 8, 500.0)
+    angles = rotary(positions, 8, RopeConfig(base=500.0))
     torch.testing.assert_close(rotate(q, *angles), want_q)
     torch.testing.assert_close(rotate(k, *angles), want_k)
 

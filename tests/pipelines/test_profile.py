@@ -13,6 +13,7 @@ import yaml
 
 from pipelines import profile, repro
 from vall_e.config import ConfigError, Section, load_params, merge
+from vall_e.profiles import profile_files
 
 
 @pytest.fixture
@@ -55,7 +56,9 @@ def test_params_yaml_says_every_parameter(project_root):
     assert [path for path in keys(params) if path not in join and not there(path)] == []
 
 
-@pytest.mark.parametrize("name", ["digits", "ljspeech-smoke", "base-24khz", "micro"])
+@pytest.mark.parametrize(
+    "name", ["digits", "ljspeech-smoke", "base-24khz", "micro", "reference-220m", "tiny-valle", "tiny-depth"]
+)
 def test_every_profile_is_valid_and_keeps_the_comments(project, name):
     text, params = repro.prepare(project, name, [])
     assert params.profile == name
@@ -63,7 +66,7 @@ def test_every_profile_is_valid_and_keeps_the_comments(project, name):
     assert "# of the split" in text
     (project / "merged.yaml").write_text(text)
     assert load_params(project / "merged.yaml") == params
-    assert params == load_params(project / "params.yaml", project / "conf" / f"{name}.yaml")
+    assert params == load_params(project / "params.yaml", profile_files(project)[name])
 
 
 def test_demo_leaves_the_file_as_it_is(project):
@@ -95,7 +98,10 @@ def test_settings_win_over_the_profile_and_are_checked(project):
 
 def test_an_unknown_profile_names_those_there_are(project, capsys):
     assert repro.main(["--profile", "digit"]) == 1
-    assert "no profile 'digit': there are demo, base-24khz, digits, ljspeech-smoke, micro" in capsys.readouterr().err
+    assert (
+        "no profile 'digit': there are demo, base-24khz, digits, ljspeech-smoke, micro, reference-220m, tiny-"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", ["digits", "base-24khz"])

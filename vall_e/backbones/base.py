@@ -58,14 +58,25 @@ class Backbone(nn.Module, ABC):
     def new_cache(self, rows: int, size: int, dtype: torch.dtype, device: torch.device) -> Cache:
         """An empty cache for ``rows`` rows of up to ``size`` positions."""
 
+    def auxiliary(self, real: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Losses of the backbone's own after a forward in training, each with its weight: name → (weight, scalar).
+
+        Args:
+            real: bool [B, T], positions of that forward that are no padding.
+        """
+        return {}
+
     def initialise(self, outputs: tuple[str, ...]) -> None:
         """Normal weights of fan-in scale; matrices whose names end as in ``outputs`` (the last of a residual branch)
-        are smaller by the square root of the number of branches, so that depth does not raise the variance."""
+        are smaller by the square root of the number of branches, so that depth does not raise the variance; zero
+        biases."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
                 if name.endswith(outputs):
                     parameter.data.mul_((2 * self.config.layers) ** -0.5)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
 
 
 def build_backbone(config: ModelConfig) -> Backbone:

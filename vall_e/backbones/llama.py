@@ -6,7 +6,8 @@ copied weights. Dimensions: B rows, T positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,36 +22,59 @@ from vall_e.nn.rope import rotary
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + feedforward(norm(x))``; dropout on both branches."""
+    """``x + attention(norm(x))``, then ``x + feedforward(norm(x))``; dropout on both branches.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        feedforward: [B, T, D] → [B, T, D].
+        norm: makes a norm of a width; None is RMSNorm.
+        bias: of the attention's projections.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        feedforward: nn.Module,
+        norm: Callable[[int], nn.Module] | None = None,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.attention = Attention(config.dim, config.heads, config.kv_heads)
-        self.feedforward_norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.feedforward = SwiGLU(config.dim, config.ff_dim)
+        norm = norm or partial(nn.RMSNorm, eps=config.norm_eps)
+        self.attention_norm = norm(config.dim)
+        self.attention = Attention(config.dim, config.heads, config.kv_heads, bias)
+        self.feedforward_norm = norm(config.dim)
+        self.feedforward = feedforward
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Tensor | None, cache: KVCache | None, layer: int
+        self, x: Tensor, angles: tuple[Tensor, Tensor] | None, seen: Tensor | None, cache: KVCache | None, layer: int
     ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), angles, seen, cache, layer))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
 
 
 class Llama(Backbone):
-    """See ``vall_e.backbones.base.Backbone``."""
+    """See ``vall_e.backbones.base.Backbone``. Subclasses say what a ``block`` is and what turns its keys."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.initialise(("attention.o.weight", "feedforward.down.weight"))
+        self.blocks = nn.ModuleList(self.block() for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.initialise(("attention.o.weight", "down.weight"))
+
+    def block(self) -> Block:
+        """A new block."""
+        return Block(self.config, SwiGLU(self.config.dim, self.config.ff_dim))
+
+    def angles(self, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor] | None:
+        """``rotary`` of ``positions`` int64 [B, T]."""
+        rope = self.config.rope
+        reach = cache.reach(positions) if cache is not None and rope.scaling == "dynamic" else None
+        return rotary(positions, self.config.dim // self.config.heads, rope, reach)
 
     def states(
         self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None
     ) -> Iterator[Tensor]:
-        angles = rotary(positions, self.config.dim // self.config.heads, self.config.rope.base)
+        angles = self.angles(positions, cache)
         seen = visible(mask, x.shape[1], cache, None, x.device)
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, seen, cache, layer)

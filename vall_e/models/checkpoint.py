@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from vall_e.config import CodecConfig, EncodeConfig, SamplingConfig
 from vall_e.family import ModelConfig
 from vall_e.fields import PositiveFloat, PositiveInt, Section
 from vall_e.models.vall_e import VallE
+from vall_e.nn.weights import WeightsError, fill, read_tensors
+
+VERSION = 2
+WHOLE = "config.json and model.safetensors must come from one training: copy the whole folder, or run the train stage"
 
 
 class VoiceError(ValueError):
@@ -27,7 +32,7 @@ class VoiceConfig(Section):
     ``seconds_per_phone`` is the mean of the training texts; ``prompt_seconds`` the longest prompt seen in training.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = VERSION
     model: ModelConfig
     levels: PositiveInt
     codes: PositiveInt
@@ -47,28 +52,79 @@ class VoiceConfig(Section):
         return VallE(self.model, self.levels, self.codes, self.phones)
 
 
+def _rope_section(raw: dict[str, Any]) -> dict[str, Any]:
+    """``model.rope_base`` became ``model.rope.base``."""
+    model = dict(raw.get("model") or {})
+    if "rope_base" in model:
+        model["rope"] = {"base": model.pop("rope_base")}
+    return raw | {"model": model}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _rope_section}  # version → the next one's form
+
+
 def save_model(folder: Path, model: VallE, config: VoiceConfig) -> None:
     """Write weights and configuration into ``folder``."""
+    write_voice(folder, model.state_dict(), config)
+
+
+def write_voice(folder: Path, weights: dict[str, Tensor], config: VoiceConfig) -> None:
+    """Write a state dict and its configuration into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
+    save_file({name: t.detach().cpu().contiguous() for name, t in weights.items()}, folder / "model.safetensors")
     text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def load_config(folder: str | Path) -> VoiceConfig:
-    """Read a voice's config.json. Raises FileNotFoundError or VoiceError naming the file and what is wrong."""
+    """Read a voice's config.json, of this version or an older one.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        VoiceError: naming the file, the key and what is wrong with it.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: --model takes the folder that the train stage wrote (models/voice)"
         )
     try:
-        return VoiceConfig.model_validate_json(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return VoiceConfig.model_validate_json(json.dumps(_migrated(raw)))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise VoiceError(f"{path} is not readable JSON: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise VoiceError(f"{path} does not describe a voice of this version: {where}: {first['msg']}") from None
+        unknown = "unknown key: remove it, or use the version of this program that wrote it"
+        reason = unknown if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise VoiceError(f"{path} does not describe a voice of this version: {where}: {reason}") from None
+    except VoiceError as error:
+        raise VoiceError(f"{path} {error}") from None
+
+
+def _migrated(raw: Any) -> dict[str, Any]:
+    version = raw.get("version") if isinstance(raw, dict) else None
+    if not isinstance(version, int):
+        raise VoiceError('is no voice: it has no "version"')
+    if version > VERSION:
+        raise VoiceError(f"is of version {version}, and this program reads up to {VERSION}: use a newer one")
+    while version in MIGRATIONS:
+        raw, version = MIGRATIONS[version](raw), version + 1
+    return raw | {"version": version}
+
+
+def load_weights(folder: str | Path) -> dict[str, Tensor]:
+    """A voice's tensors. Raises FileNotFoundError and VoiceError as ``load_model`` does."""
+    path = Path(folder) / "model.safetensors"
+    try:
+        return read_tensors(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing: the folder is not a whole voice, run the train stage again"
+        ) from None
+    except WeightsError as error:
+        raise VoiceError(str(error)) from None
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[VallE, VoiceConfig]:
@@ -76,16 +132,13 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[
 
     Raises:
         FileNotFoundError: a file of the voice is missing.
-        VoiceError: damaged weights, or weights that do not fit the configuration.
+        VoiceError: damaged or pickled weights, or weights that do not fit the configuration.
     """
-    folder = Path(folder)
     config = load_config(folder)
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the folder is not a whole voice, run the train stage again")
+    weights = load_weights(folder)
     model = config.build()
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise VoiceError(f"{path} does not hold the weights that config.json describes: {error}") from None
+        fill(model, weights, Path(folder) / "model.safetensors", WHOLE)
+    except WeightsError as error:
+        raise VoiceError(str(error)) from None
     return model.to(device).eval(), config

@@ -198,7 +198,7 @@ class Packed:
         level: int64 [B].
         parallel: bool [B].
         masked: float32 [B], share of the codes that a row of mode ``mask`` does not see.
-        position: int64 [B, T], rotary positions.
+        position: int64 [B, T], rotary positions; 0 in padding, so that it does not make a row longer.
         lengths: int64 [B], slots in use.
         response: int64 [B], slot of the first START.
         spoken: int64 [B, 2, T], first and last text slot that may be spoken in the frame to predict at a position,
@@ -281,6 +281,7 @@ class _Row:
                 self._audio(segment)
         self._restart()
         (self._codes if sample.vocabulary == "codes" else self._symbols)()
+        self.position[self.at :] = 0
 
     def _take(self, count: int, place: int) -> slice:
         """The next ``count`` slots."""

@@ -138,7 +138,8 @@ class VallE(nn.Module):
 
         Returns:
             the loss (scalar); per level ``loss.l`` and ``accuracy.l``, per written vocabulary ``loss.v`` and
-            ``accuracy.v``, ``alignment`` and ``duration`` where there are any (scalars, without gradient).
+            ``accuracy.v``, ``alignment`` and ``duration`` where there are any, and in training what the backbone adds
+            (``Backbone.auxiliary``; scalars, without gradient).
         """
         states = list(self._states(packed))
         hidden = self.backbone.norm(states[-1])
@@ -154,6 +155,10 @@ class VallE(nn.Module):
             loss = loss + alignment_weight * found.note("alignment", value)
         if self.duration is not None:
             loss = loss + found.note("duration", losses.of_duration(self.duration, hidden, packed))
+        if self.training:
+            real = torch.arange(hidden.shape[1], device=hidden.device) < packed.lengths[:, None]
+            for name, (weight, extra) in self.backbone.auxiliary(real).items():
+                loss = loss + weight * found.note(name, extra)
         return loss, found.figures
 
 

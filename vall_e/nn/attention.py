@@ -35,26 +35,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention with rotary positions.
+    """Self-attention.
 
     Args:
         dim: D.
         heads: H, divides D.
         kv_heads: G, divides H.
+        bias: of all four projections.
     """
 
-    def __init__(self, dim: int, heads: int, kv_heads: int) -> None:
+    def __init__(self, dim: int, heads: int, kv_heads: int, bias: bool = False) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
-        self.q = nn.Linear(dim, heads * self.head_dim, bias=False)
-        self.k = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
-        self.v = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
-        self.o = nn.Linear(heads * self.head_dim, dim, bias=False)
+        self.q = nn.Linear(dim, heads * self.head_dim, bias=bias)
+        self.k = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.v = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.o = nn.Linear(heads * self.head_dim, dim, bias=bias)
 
     def forward(
         self,
         x: Tensor,
-        angles: tuple[Tensor, Tensor],
+        angles: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -62,15 +63,17 @@ class Attention(nn.Module):
         """``x`` [B, T, D] → [B, T, D].
 
         Args:
-            angles: ``rotary`` of the T positions.
+            angles: ``rotary`` of the T positions; None turns nothing.
             mask: bool [B, 1, T, S], True where a position may look; None is causal over the T positions.
             cache: past keys and values; the new ones are written to it, and then S counts both.
             layer: this layer's place in the cache.
         """
         batch, length, _ = x.shape
-        q = rotate(self.q(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2), *angles)
-        k = rotate(self.k(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2), *angles)
+        q = self.q(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+        k = self.k(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
             k, v = cache.write(layer, k, v)
         share = self.heads // self.kv_heads

@@ -19,12 +19,14 @@ class Cache:
     Attributes:
         lengths: int64 [B], past positions of each row.
         origin: int64 [B], the slot whose rotary position is 0.
+        longest: int64 [B], positions that each row has spanned so far (see ``reach``).
         counts: int64 [B], how many positions of the forward under way are no padding; None outside of one.
     """
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.origin = torch.zeros_like(self.lengths)
+        self.longest = torch.zeros_like(self.lengths)
         self.counts: Tensor | None = None
         self.empty = True
         self.tensors: dict[str, list[Tensor]] = {}
@@ -42,6 +44,13 @@ class Cache:
         """Rotary positions int64 [B, count] of the next ``count`` inputs of each row."""
         return self.slots(count) - self.origin[:, None]
 
+    def reach(self, positions: Tensor) -> Tensor:
+        """Greatest position of each row so far plus 1, int64 [B]; ``positions`` int64 [B, T] are those of the forward
+        under way."""
+        padding = torch.arange(positions.shape[1], device=positions.device) >= self.counts[:, None]
+        self.longest = torch.maximum(self.longest, (positions + 1).masked_fill(padding, 0).amax(1))
+        return self.longest
+
     def mask(self, count: int, window: int | None = None) -> Tensor:
         """Bool [B, 1, count, S]: what the next ``count`` positions of each row may look at."""
         raise NotImplementedError(f"{type(self).__name__} keeps no keys that a mask could hide")
@@ -57,7 +66,7 @@ class Cache:
     def select(self, rows: Tensor) -> Self:
         """A cache of the rows ``rows`` int64 [R], in that order; a row may come more than once."""
         out = copy.copy(self)
-        out.lengths, out.origin = self.lengths[rows], self.origin[rows]
+        out.lengths, out.origin, out.longest = self.lengths[rows], self.origin[rows], self.longest[rows]
         out.tensors = {name: [t[rows] for t in group] for name, group in self.tensors.items()}
         return out
 

@@ -17,3 +17,15 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class GELU(nn.Module):
+    """``down(gelu(up(x)))`` (1706.03762, section 3.3, with 1606.08415's activation): [..., D] → [..., D] through E."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, inner)
+        self.down = nn.Linear(inner, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))

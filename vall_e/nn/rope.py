@@ -8,11 +8,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vall_e.family import RopeConfig
 
-def rotary(positions: Tensor, dim: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines float [B, 1, T, dim] for ``positions`` int64 [B, T]."""
-    inverse = base ** (-torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
-    angles = positions[:, None, :, None].float() * inverse
+PLAIN = RopeConfig()
+
+
+def frequencies(dim: int, base: float | Tensor, device: torch.device) -> Tensor:
+    """Radians per position, ``base ** (-2 i / dim)``, float [..., dim / 2] for a number or a ``base`` [..., 1]."""
+    return 1.0 / base ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+
+
+def rotary(positions: Tensor, dim: int, rope: RopeConfig = PLAIN, reach: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cosines and sines float [B, 1, T, dim] for ``positions`` int64 [B, T].
+
+    Linear scaling (2306.15595, section 3.1) and dynamic NTK-aware scaling (2309.00071, section 3.3),
+    both as in ``transformers``. Dynamic scaling turns all that a forward brings by the row's length at that time;
+    keys that are in a cache by then stay as they were turned. Below ``rope.trained_length`` it changes nothing.
+
+    Args:
+        reach: int64 [B], how many positions each row spans, for dynamic scaling; None takes them from ``positions``,
+            where padding has to be 0 so that it does not count.
+    """
+    base: float | Tensor = rope.base
+    scaled = positions[:, None, :, None].float()
+    if rope.scaling == "linear":
+        scaled = scaled / rope.factor
+    elif rope.scaling == "dynamic":
+        reach = positions.amax(1) + 1 if reach is None else reach
+        stretch = rope.factor * reach.clamp(min=rope.trained_length) / rope.trained_length - (rope.factor - 1)
+        base = rope.base * stretch[:, None, None, None] ** (dim / (dim - 2))
+    angles = scaled * frequencies(dim, base, positions.device)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 

@@ -16,7 +16,7 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
     """Matrices of the backbone for Muon (where chosen), the rest for AdamW; no decay on vectors and tables."""
     matrices, decayed, plain = [], [], []
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 2 and ".blocks." in name:
+        if parameter.dim() == 2 and ".blocks." in name and not name.endswith("A_log"):  # Mamba's rates: a table
             matrices.append(parameter)
         elif parameter.dim() == 2 and "heads." in name:
             decayed.append(parameter)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from vall_e.config import Params
+from vall_e.models.size import cache_size
 from vall_e.models.vall_e import VallE
 
 PHONES = 128  # a guess where no tokenizer exists yet: it hardly matters
@@ -37,7 +38,7 @@ def describe(params: Params) -> dict[str, Any]:
     activations = positions * per_position * width + logits
     state = count * 4 * 3  # gradient and at most two moments
     average = count * 4
-    kv = 2 * config.layers * config.kv_heads * (config.dim // config.heads) * 4 * frame_rate
+    cache = cache_size(model.backbone).per_position * frame_rate
     megabytes = {
         "weights": count * 4, "gradients_and_optimizer": state, "average": average, "activations": activations,
     }  # fmt: skip
@@ -50,5 +51,5 @@ def describe(params: Params) -> dict[str, Any]:
         "seconds_of_audio_per_batch_at_most": round(positions * params.train.accumulate / frame_rate, 1),
         "megabytes": {name: round(value / 2**20) for name, value in megabytes.items()}
         | {"total": round(sum(megabytes.values()) / 2**20)},
-        "kv_kilobytes_per_second_of_speech": round(kv / 2**10),
+        "kv_kilobytes_per_second_of_speech": round(cache / 2**10),
     }

@@ -30,6 +30,7 @@ from vall_e.data.corpus import CodesCorpus
 from vall_e.data.samples import SampleMaker
 from vall_e.models.checkpoint import VoiceConfig, save_model
 from vall_e.models.packing import Layout, Packed, pack
+from vall_e.models.start import sources, start
 from vall_e.models.vall_e import VallE
 from vall_e.text.tokenizer import WORD_GAP, Tokenizer
 from vall_e.training.module import VallEModule
@@ -175,7 +176,7 @@ def train(
 
     Raises:
         FileNotFoundError: a stage before has not run.
-        ValueError: nothing to train on, or settings that do not fit the data.
+        ValueError: nothing to train on, or settings or weights to start from that do not fit.
     """
     tokenizer = Tokenizer.load(root / "data/phonemize/tokenizer.json")
     codec_folder = root / "models/codec"
@@ -185,6 +186,7 @@ def train(
     model = VallE(params.model, codec.levels, codec.codes, len(tokenizer))
     if params.model.codebook_init:
         model.start_from_codebooks(codec.codebooks(), params.train.seed)
+    start(model, params, tokenizer, root, out)
     recorder, work = _fit(params, model, data, root, work_root, log)
     config = _describe(params, corpus, codec.levels, codec.codes, len(tokenizer))
     _publish(out, model, config, tokenizer, codec_folder)
@@ -236,7 +238,7 @@ def _fit(
         "model": params.model.model_dump(mode="json"),
         "train": config.model_dump(mode="json", exclude={"threads"}),
     }
-    work = WorkFolder("train", key_of(*inputs, params=facts, code=code), work_root)
+    work = WorkFolder("train", key_of(*inputs, *sources(params, root), params=facts, code=code), work_root)
     curves = Curves(work.path / "train.csv", config.max_steps, log)
     stretches = -(-config.max_steps // config.checkpoint_every)
     checkpoint = ModelCheckpoint(
@@ -269,12 +271,15 @@ def _fit(
 def _describe(params: Params, corpus: CodesCorpus, levels: int, codes: int, phones: int) -> VoiceConfig:
     spoken = sum(len(u.phones) for u in corpus.utterances)
     seconds = sum(u.codes.shape[1] for u in corpus.utterances) / corpus.frame_rate
+    started = {"backbone_from": params.model.init_from, "voice_from": params.train.init_from}
+    lineage = {"profile": params.profile, "steps": params.train.max_steps, "train_hours": round(corpus.hours, 4)}
     return VoiceConfig(
-        model=params.model, levels=levels, codes=codes, phones=phones, codec=params.codec, encode=params.encode,
+        model=params.model.model_copy(update={"init_from": None}),
+        levels=levels, codes=codes, phones=phones, codec=params.codec, encode=params.encode,
         sampling=params.sampling, language=params.phonemize.language, with_stress=params.phonemize.with_stress,
         words_apart=params.phonemize.words_apart,
         seconds_per_phone=seconds / max(1, spoken), prompt_seconds=params.train.prompt_seconds[1],
-        lineage={"profile": params.profile, "steps": params.train.max_steps, "train_hours": round(corpus.hours, 4)},
+        lineage=lineage | {name: path for name, path in started.items() if path is not None},
     )  # fmt: skip
 
 

@@ -1,0 +1,44 @@
+"""A voice model on each backbone: it learns, and what it decodes with a cache is what it would say without."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.generation.oracle import GREEDY, make_prompts, uncached
+from tests.tiny import LEVELS, build, sample
+from vall_e.generation.ar import decode_frames
+from vall_e.models.packing import pack
+
+BACKBONES = {
+    "mixtral": {"experts": {"count": 4}},
+    "transformer": {},
+    "mamba": {"mamba": {"state": 4}},
+    "mamba2": {"mamba": {"state": 8, "head_dim": 16}},
+}
+each = pytest.mark.parametrize("name", BACKBONES)
+
+
+@each
+def test_overfits_one_batch(name: str) -> None:
+    model, rng = build(backbone=name, **BACKBONES[name]).train(), np.random.default_rng(0)
+    packed = pack([sample(rng), sample(rng, 3, 2, 4)], model.layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(120):
+        loss, figures = model.loss(packed)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert sum(figures[f"loss.{level}"] for level in range(LEVELS)) / LEVELS < 0.05
+    assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
+
+
+@each
+@pytest.mark.parametrize("strength", [0.0, 1.5])
+def test_cached_ragged_decoding_equals_recomputing(name: str, strength: float) -> None:
+    model, rows = build(backbone=name, **BACKBONES[name]), make_prompts()
+    got = decode_frames(model, rows, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
+    with torch.no_grad():
+        for candidates, prompt in zip(got, rows, strict=True):
+            np.testing.assert_array_equal(candidates[0].codes, uncached(model, prompt, 12, strength))

@@ -1,0 +1,37 @@
+"""The Transformer (1706.03762) with norms in front of the branches (2002.04745, section 3): sinusoidal positions added
+to the input, LayerNorm, GELU, biases; grouped key/value heads as in Llama where they are asked for.
+
+Dimensions: B rows, T positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from vall_e.backbones.llama import Block, Llama
+from vall_e.family import ModelConfig
+from vall_e.nn.cache import Cache
+from vall_e.nn.feedforward import GELU
+from vall_e.nn.masks import Mask
+from vall_e.nn.sinusoid import sinusoid
+
+
+class Transformer(Llama):
+    """See ``vall_e.backbones.base.Backbone``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.norm = nn.LayerNorm(config.dim)
+
+    def block(self) -> Block:
+        return Block(self.config, GELU(self.config.dim, self.config.ff_dim), nn.LayerNorm, bias=True)
+
+    def angles(self, positions: Tensor, cache: Cache | None) -> None:
+        return None
+
+    def states(
+        self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None
+    ) -> Iterator[Tensor]:
+        yield from super().states(x + sinusoid(positions, x.shape[2]).to(x.dtype), positions, mask, cache)
