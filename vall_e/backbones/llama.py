@@ -21,20 +21,22 @@ from vall_e.nn.rope import rotary
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + feedforward(norm(x))``; dropout on both branches."""
+    """``x + attention(norm(x))``, then ``x + feedforward(norm(x))``; dropout on both branches.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        attention: what mixes positions, [B, T, D] → [B, T, D]; it also gets whatever else ``forward`` gets.
+    """
+
+    def __init__(self, config: ModelConfig, attention: nn.Module) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.attention = Attention(config.dim, config.heads, config.kv_heads)
+        self.attention = attention
         self.feedforward_norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.feedforward = SwiGLU(config.dim, config.ff_dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Tensor | None, cache: KVCache | None, layer: int
-    ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), angles, seen, cache, layer))
+    def forward(self, x: Tensor, *context: object) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), *context))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
 
 
@@ -43,7 +45,9 @@ class Llama(Backbone):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            Block(config, Attention(config.dim, config.heads, config.kv_heads)) for _ in range(config.layers)
+        )
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.initialise(("attention.o.weight", "feedforward.down.weight"))
 
