@@ -6,7 +6,7 @@ loads, with the reason.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -33,6 +33,8 @@ class Capabilities:
 
 BACKBONES: dict[str, Capabilities] = {
     "llama": Capabilities(),
+    "retnet": Capabilities(bidirectional=False, rewind=False),
+    "yoco": Capabilities(rewind=False),  # bidirectional with a sliding window only
 }
 
 
@@ -48,6 +50,17 @@ class RopeConfig(Section):
     trained_length: PositiveInt = 2048
 
 
+class YocoConfig(Section):
+    """The first half of YOCO's layers (2405.05254, section 3): gated retention, or attention to the last ``window``
+    positions, the position itself included. The other half looks up keys with ``model.kv_heads`` heads."""
+
+    self_decoder: Literal["retention", "sliding"] = "retention"
+    window: PositiveInt = 256
+
+
+PARALLEL_KINDS = ("ar+nar",)
+
+
 class ModelConfig(Section):
     """A decoder-only transformer over phones, a prompt's codes and a response's codes.
 
@@ -56,7 +69,11 @@ class ModelConfig(Section):
     """
 
     kind: Literal["ar+nar", "ar-depth"] = "ar-depth"
-    backbone: Literal["llama"] = "llama"
+    backbone: Literal["llama", "retnet", "yoco"] = "llama"
+    bidirectional: Literal["native", "flip"] = Field(
+        "native", description="flip: parallel rows by a second, reversed run of a backbone that sees the past only"
+    )
+    yoco: YocoConfig = YocoConfig()
     dim: PositiveInt = 256
     layers: PositiveInt = 6
     heads: PositiveInt = 4
@@ -86,3 +103,30 @@ class ModelConfig(Section):
         if self.kind == "ar-depth" and self.level_weights is not None:
             raise ValueError("model.level_weights belongs to kind ar+nar: ar-depth trains all levels at once")
         return self
+
+    @model_validator(mode="after")
+    def _both_ways(self) -> ModelConfig:
+        if self.backbone == "yoco" and self.layers % 2:
+            raise ValueError(f"model.layers {self.layers} is odd: yoco has as many self- as cross-decoder layers")
+        if self.bidirectional == "flip" and self._native.bidirectional:
+            raise ValueError(
+                "model.bidirectional: flip is for backbones that see the past only: this one sees both ways"
+            )
+        if self.kind in PARALLEL_KINDS and not self.capabilities.bidirectional:
+            raise ValueError(
+                f"kind {self.kind} has parallel passes and backbone {self.backbone} sees the past only: "
+                "set model.bidirectional: flip, or take another kind or backbone"
+            )
+        return self
+
+    @property
+    def _native(self) -> Capabilities:
+        """What the backbone can do by itself."""
+        row = BACKBONES[self.backbone]
+        retained = self.backbone == "yoco" and self.yoco.self_decoder == "retention"
+        return replace(row, bidirectional=False) if retained else row
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backbone of this configuration can do."""
+        return replace(self._native, bidirectional=True) if self.bidirectional == "flip" else self._native

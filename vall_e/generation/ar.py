@@ -81,8 +81,7 @@ class _Decoder:
         packed = pack([*prompts, *null], model.layout).to(model.device)
         longest = packed.text.shape[1]
         cache = model.backbone.new_cache(len(packed.text), longest + self.steps, model.dtype, model.device)
-        hidden = model.hidden(packed, cache)
-        last = hidden[torch.arange(len(hidden), device=model.device), packed.lengths - 1]
+        last = model.prefill(packed, cache)
         share = torch.arange(self.prompts, device=model.device).repeat_interleave(self.count)
         share = torch.cat((share, share + self.prompts)) if self.guided else share
         self.cache, self.last = cache.select(share), last[share]

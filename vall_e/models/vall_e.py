@@ -78,16 +78,19 @@ class VallE(nn.Module):
             x = x + table(code[:, level])
         return x
 
-    def hidden(self, packed: Packed, cache: Cache | None = None) -> Tensor:
-        """Hidden states [B, T, D]. With an empty cache this is the prefill; the cache then knows each row's length."""
+    def hidden(self, packed: Packed) -> Tensor:
+        """Hidden states [B, T, D]."""
         x = self.embed(packed.text, packed.segment, packed.code)
-        if cache is not None:
-            cache.begin(x.shape[1], packed.lengths)
-        out = self.backbone(x, packed.position, packed.mask(), cache)
-        if cache is not None:
-            cache.end()
-            if self.layout.restart:
-                cache.origin = packed.response
+        return self.backbone(x, packed.position, packed.mask())
+
+    def prefill(self, packed: Packed, cache: Cache) -> Tensor:
+        """Hidden states [B, D] of each row's last position; ``cache``, empty before, then holds the rows."""
+        x = self.embed(packed.text, packed.segment, packed.code)
+        cache.begin(x.shape[1], packed.lengths)
+        out = self.backbone.prefill(x, packed.position, packed.mask(), cache)
+        cache.end()
+        if self.layout.restart:
+            cache.origin = packed.response
         return out
 
     def step(self, codes: Tensor, cache: Cache) -> Tensor:
