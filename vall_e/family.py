@@ -6,7 +6,7 @@ loads, with the reason.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -39,8 +39,10 @@ BACKBONES: dict[str, Capabilities] = {
     "transformer": Capabilities(sections=()),
     "mamba": Capabilities(bidirectional=False, rewind=False, sections=("mamba",)),
     "mamba2": Capabilities(bidirectional=False, rewind=False, sections=("mamba",)),
+    "retnet": Capabilities(bidirectional=False, rewind=False),
+    "yoco": Capabilities(rewind=False, sections=("rope", "yoco")),  # bidirectional with a sliding window only
 }
-OWNED = ("rope", "experts", "mamba")  # sections that some backbones have no use for
+OWNED = ("rope", "experts", "mamba", "yoco")  # sections that some backbones have no use for
 
 
 class RopeConfig(Section):
@@ -121,6 +123,14 @@ KindName = Literal["ar", "nar", "ar+nar", "nar-len", "ar+nar-len", "ar-depth", "
 TaskName = Literal["tts", "tts-c", "stt", "phn", "un-phn", "len", "ns", "sr", "tse", "cse", "nse", "vc"]
 
 
+class YocoConfig(Section):
+    """The first half of YOCO's layers (2405.05254, section 3): gated retention, or attention to the last ``window``
+    positions, the position itself included. The other half looks up keys with ``model.kv_heads`` heads."""
+
+    self_decoder: Literal["retention", "sliding"] = "retention"
+    window: PositiveInt = 256
+
+
 class ModelConfig(Section):
     """A decoder-only transformer over phones, a prompt's codes and a response's codes.
 
@@ -131,8 +141,11 @@ class ModelConfig(Section):
     """
 
     kind: KindName = "ar-depth"
-    backbone: Literal["llama", "mixtral", "transformer", "mamba", "mamba2"] = "llama"
+    backbone: Literal["llama", "mixtral", "transformer", "mamba", "mamba2", "retnet", "yoco"] = "llama"
     tasks: tuple[TaskName, ...] = Field(("tts",), description="what it learns; kinds with masks add len")
+    bidirectional: Literal["native", "flip"] = Field(
+        "native", description="flip: parallel rows by a second, reversed run of a backbone that sees the past only"
+    )
     dim: PositiveInt = 256
     layers: PositiveInt = 6
     heads: PositiveInt = 4
@@ -143,6 +156,7 @@ class ModelConfig(Section):
     rope: RopeConfig = RopeConfig()
     experts: ExpertsConfig = ExpertsConfig()
     mamba: MambaConfig = MambaConfig()
+    yoco: YocoConfig = YocoConfig()
     positions: Literal["segment", "sequence"] = Field(
         "segment", description="rotary positions count anew in text, prompt and response, or go on through them"
     )
@@ -191,6 +205,8 @@ class ModelConfig(Section):
                 and getattr(self, name) != type(self).model_fields[name].default
             ):
                 raise ValueError(f"model.{name} has no meaning for backbone {self.backbone}")
+        if self.rope.scaling == "dynamic" and self.backbone in ("retnet", "yoco"):
+            raise ValueError(f"model.rope.scaling dynamic is not for {self.backbone}: take linear")
         if self.rope.scaling == "dynamic" and self.dim // self.heads == 2:
             raise ValueError("model.rope.scaling dynamic needs heads wider than 2: change model.dim or model.heads")
         inner, width = self.dim * self.mamba.expand, self.mamba.head_dim
@@ -200,15 +216,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> ModelConfig:
-        kind, backbone = KINDS[self.kind], BACKBONES[self.backbone]
+        kind = KINDS[self.kind]
         if self.level_weights is not None and "level" not in kind.modes:
             raise ValueError(
                 f"model.level_weights belongs to kinds with level passes: {self.kind} has all levels at once"
-            )
-        if kind.parallel and not backbone.bidirectional:
-            raise ValueError(
-                f"model.kind {self.kind} has parallel passes and {self.backbone} only looks back: take a kind of "
-                f"{', '.join(k for k, v in KINDS.items() if not v.parallel)}"
             )
         if self.causal_size > 1 and "ar" not in kind.modes:
             raise ValueError(f"model.causal_size is for autoregressive kinds, {self.kind} has no such pass")
@@ -216,7 +227,7 @@ class ModelConfig(Section):
             raise ValueError(
                 "model.causal_size above 1 draws several frames at once, and ar-depth draws one level by level"
             )
-        if self.causal_size > 1 and not backbone.multi_token:
+        if self.causal_size > 1 and not self.capabilities.multi_token:
             raise ValueError(
                 f"model.causal_size above 1 gives {self.backbone}'s cache several frames at once: it takes one"
             )
@@ -224,8 +235,40 @@ class ModelConfig(Section):
             raise ValueError(f"model.timestep is for kinds that demask, {self.kind} does not")
         if self.tie_heads and (self.kind in ("ar-depth", "v2-ar", "v2-nar") or self.code_heads == "one"):
             raise ValueError("model.tie_heads is for split heads of the kinds ar, nar and nar-len")
+        if self.kind == "v2-nar" and self.bidirectional == "flip":
+            raise ValueError(
+                "kind v2-nar reads the duration before the response, which a reversed run would let it see: "
+                "take nar-len or a backbone that sees both ways"
+            )
         if self.kind == "nar" and self.tasks != ("tts",):
             raise ValueError("kind nar only adds levels to what another model drew: its one task is tts")
         if self.alignment and "ar" not in kind.modes:
             raise ValueError(f"model.alignment is read off autoregressive rows, {self.kind} has none: set it to false")
         return self
+
+    @model_validator(mode="after")
+    def _both_ways(self) -> ModelConfig:
+        if self.backbone == "yoco" and self.layers % 2:
+            raise ValueError(f"model.layers {self.layers} is odd: yoco has as many self- as cross-decoder layers")
+        if self.bidirectional == "flip" and self._native.bidirectional:
+            raise ValueError(
+                "model.bidirectional: flip is for backbones that see the past only: this one sees both ways"
+            )
+        if KINDS[self.kind].parallel and not self.capabilities.bidirectional:
+            raise ValueError(
+                f"kind {self.kind} has parallel passes and backbone {self.backbone} sees the past only: "
+                "set model.bidirectional: flip, or take another kind or backbone"
+            )
+        return self
+
+    @property
+    def _native(self) -> Capabilities:
+        """What the backbone can do by itself."""
+        row = BACKBONES[self.backbone]
+        retained = self.backbone == "yoco" and self.yoco.self_decoder == "retention"
+        return replace(row, bidirectional=False) if retained else row
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backbone of this configuration can do."""
+        return replace(self._native, bidirectional=True) if self.bidirectional == "flip" else self._native

@@ -12,7 +12,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from vall_e.family import BACKBONES, Capabilities, ModelConfig
+from vall_e.family import Capabilities, ModelConfig
 from vall_e.nn.cache import Cache
 from vall_e.nn.masks import Mask
 
@@ -36,7 +36,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def capabilities(self) -> Capabilities:
-        return BACKBONES[self.config.backbone]
+        return self.config.capabilities
 
     def forward(self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None) -> Tensor:
         """``x`` [B, T, D] at rotary ``positions`` int64 [B, T] → normalised hidden states [B, T, D].
@@ -48,11 +48,21 @@ class Backbone(nn.Module, ABC):
         *_, x = self.states(x, positions, mask, cache)
         return self.norm(x)
 
+    def prefill(self, x: Tensor, positions: Tensor, mask: Mask | None, cache: Cache, last: int = 1) -> Tensor:
+        """What ``forward`` has at each row's ``last`` positions that are no padding, [B, last, D]; with less work where
+        it can."""
+        return self(x, positions, mask, cache).take_along_dim(cache.last(last)[..., None], dim=1)
+
     @abstractmethod
     def states(
         self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None
     ) -> Iterator[Tensor]:
         """What ``forward`` has after each layer, [B, T, D], not yet normalised."""
+
+    def past_only(self, mask: Mask | None) -> None:
+        """Raises ValueError for a mask that is more than causal, which ``states`` cannot honour."""
+        if mask is not None:
+            raise ValueError(f"{self.config.backbone} sees the past only: parallel rows need model.bidirectional: flip")
 
     @abstractmethod
     def new_cache(self, rows: int, size: int, dtype: torch.dtype, device: torch.device) -> Cache:
@@ -80,5 +90,9 @@ class Backbone(nn.Module, ABC):
 
 
 def build_backbone(config: ModelConfig) -> Backbone:
-    """The backbone that ``config.backbone`` names: the class of that name, capitalised, in the module of that name."""
-    return getattr(import_module(f"vall_e.backbones.{config.backbone}"), config.backbone.capitalize())(config)
+    """The backbone that ``config.backbone`` names: the class of that name, capitalised, in the module of that name;
+    flipped for parallel rows if the configuration says so."""
+    backbone = getattr(import_module(f"vall_e.backbones.{config.backbone}"), config.backbone.capitalize())(config)
+    if config.bidirectional == "native":
+        return backbone
+    return import_module("vall_e.backbones.flip").Flip(backbone)

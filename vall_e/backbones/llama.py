@@ -25,30 +25,29 @@ class Block(nn.Module):
     """``x + attention(norm(x))``, then ``x + feedforward(norm(x))``; dropout on both branches.
 
     Args:
-        feedforward: [B, T, D] → [B, T, D].
+        attention: what mixes positions, [B, T, D] → [B, T, D]; it also gets whatever else ``forward`` gets. None is
+            grouped-query attention.
+        feedforward: [B, T, D] → [B, T, D]; None is SwiGLU.
         norm: makes a norm of a width; None is RMSNorm.
-        bias: of the attention's projections.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        feedforward: nn.Module,
+        attention: nn.Module | None = None,
+        feedforward: nn.Module | None = None,
         norm: Callable[[int], nn.Module] | None = None,
-        bias: bool = False,
     ) -> None:
         super().__init__()
         norm = norm or partial(nn.RMSNorm, eps=config.norm_eps)
         self.attention_norm = norm(config.dim)
-        self.attention = Attention(config.dim, config.heads, config.kv_heads, bias)
+        self.attention = attention or Attention(config.dim, config.heads, config.kv_heads)
         self.feedforward_norm = norm(config.dim)
-        self.feedforward = feedforward
+        self.feedforward = feedforward or SwiGLU(config.dim, config.ff_dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor] | None, seen: Tensor | None, cache: KVCache | None, layer: int
-    ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), angles, seen, cache, layer))
+    def forward(self, x: Tensor, *context: object) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), *context))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
 
 
@@ -63,7 +62,7 @@ class Llama(Backbone):
 
     def block(self) -> Block:
         """A new block."""
-        return Block(self.config, SwiGLU(self.config.dim, self.config.ff_dim))
+        return Block(self.config)
 
     def angles(self, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor] | None:
         """``rotary`` of ``positions`` int64 [B, T]."""

@@ -18,7 +18,7 @@ from transformers import MambaConfig, MambaModel
 from vall_e.backbones.base import Backbone
 from vall_e.family import ModelConfig
 from vall_e.nn.cache import Cache
-from vall_e.nn.masks import Mask, require_causal
+from vall_e.nn.masks import Mask
 from vall_e.nn.ssm import StateCache, convolve, recur
 
 
@@ -63,7 +63,7 @@ class Mamba(Backbone):
     def states(
         self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None
     ) -> Iterator[Tensor]:
-        require_causal(mask)
+        self.past_only(mask)
         for layer, block in enumerate(self.blocks):
             branch = block.norm(x)
             branch = block.mixer(branch) if cache is None else self.advance(block.mixer, branch, cache, layer)
@@ -77,7 +77,7 @@ class Mamba(Backbone):
         inner = self._convolve(mixer, inner, cache, layer)
         sizes = (mixer.time_step_rank, mixer.ssm_state_size, mixer.ssm_state_size)
         step, write, read = mixer.x_proj(inner).split(sizes, dim=-1)
-        step = F.softplus(mixer.dt_proj(step).float()) * real(cache, x.shape[1])
+        step = F.softplus(mixer.dt_proj(step).float()) * cache.real(x.shape[1])[..., None]
         decay = (step[..., None] * -mixer.A_log.float().exp()).exp()
         drive = (step * inner)[..., None] * write[:, :, None]
         out = self._recur(decay, drive, read[:, :, None], cache, layer) + inner * mixer.D
@@ -102,8 +102,3 @@ class Mamba(Backbone):
         states = cache.tensors["state"]
         out, states[layer] = recur(decay, drive.float(), read.float(), states[layer])
         return out
-
-
-def real(cache: Cache, length: int) -> Tensor:
-    """Bool [B, T, 1], what is no padding in the forward under way."""
-    return (torch.arange(length, device=cache.counts.device) < cache.counts[:, None])[..., None]

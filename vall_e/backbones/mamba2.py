@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Mamba2Config, Mamba2Model
 
-from vall_e.backbones.mamba import Mamba, real
+from vall_e.backbones.mamba import Mamba
 from vall_e.nn.ssm import StateCache
 
 CHUNK = 32  # positions: without CUDA kernels the products inside a chunk are held in memory, [B, T, CHUNK, H, N]
@@ -42,7 +42,7 @@ class Mamba2(Mamba):
         mixed = self._convolve(mixer, mixed, cache, layer)
         inner, write, read = mixed.split((width, state, state), dim=-1)
         inner = inner.unflatten(-1, (mixer.num_heads, mixer.head_dim))
-        step = F.softplus(step.float() + mixer.dt_bias) * real(cache, x.shape[1])
+        step = F.softplus(step.float() + mixer.dt_bias) * cache.real(x.shape[1])[..., None]
         decay = (step * -mixer.A_log.float().exp()).exp()[..., None, None]
         drive = (step[..., None] * inner)[..., None] * write[:, :, None, None]
         out = self._recur(decay, drive, read[:, :, None, None], cache, layer) + inner * mixer.D[:, None]

@@ -16,8 +16,8 @@ class Mixtral(Llama):
     """See ``vall_e.backbones.base.Backbone``; ``config.experts`` says how many there are."""
 
     def block(self) -> Block:
-        config = self.config
-        return Block(config, Experts(config.dim, config.ff_dim, config.experts.count, config.experts.active))
+        config, experts = self.config, self.config.experts
+        return Block(config, feedforward=Experts(config.dim, config.ff_dim, experts.count, experts.active))
 
     def auxiliary(self, real: Tensor) -> dict[str, tuple[float, Tensor]]:
         experts = self.config.experts

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vall_e.backbones.llama import Block, Llama
 from vall_e.family import ModelConfig
+from vall_e.nn.attention import Attention
 from vall_e.nn.cache import Cache
 from vall_e.nn.feedforward import GELU
 from vall_e.nn.masks import Mask
@@ -26,7 +27,9 @@ class Transformer(Llama):
         self.norm = nn.LayerNorm(config.dim)
 
     def block(self) -> Block:
-        return Block(self.config, GELU(self.config.dim, self.config.ff_dim), nn.LayerNorm, bias=True)
+        config = self.config
+        attention = Attention(config.dim, config.heads, config.kv_heads, bias=True)
+        return Block(config, attention, GELU(config.dim, config.ff_dim), nn.LayerNorm)
 
     def angles(self, positions: Tensor, cache: Cache | None) -> None:
         return None

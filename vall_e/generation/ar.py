@@ -88,8 +88,7 @@ class _Decoder:
         packed = pack([*prompts, *(p.without_text() for p in prompts if self.guided)], layout).to(device)
         size = packed.symbol.shape[1] + self.steps + self.block
         cache = model.backbone.new_cache(len(packed.symbol), size, model.dtype, device)
-        last = packed.lengths[:, None] + torch.arange(-self.block, 0, device=device)
-        hidden = model.hidden(packed, cache).take_along_dim(last[..., None], dim=1)
+        hidden = model.prefill(packed, cache, self.block)
         share = torch.arange(self.prompts, device=device).repeat_interleave(self.count)
         share = torch.cat((share, share + self.prompts)) if self.guided else share
         self.cache, self.last = cache.select(share), hidden[share]  # the states that the next block is drawn from

@@ -79,16 +79,18 @@ class VallE(nn.Module):
             if isinstance(self.heads, DepthHead) and level < self.layout.levels - 1:
                 codebook_init(self.heads.tables[level].weight, book, EMBEDDING_STD, generator)
 
-    def hidden(self, packed: Packed, cache: Cache | None = None) -> Tensor:
-        """Hidden states [B, T, D]. With an empty cache this is the prefill; the cache then knows each row's length."""
+    def hidden(self, packed: Packed) -> Tensor:
+        """Hidden states [B, T, D]."""
+        return self.backbone(self.embeddings(packed), packed.position, packed.mask())
+
+    def prefill(self, packed: Packed, cache: Cache, last: int = 1) -> Tensor:
+        """Hidden states [B, last, D] of each row's last positions; ``cache``, empty before, then holds the rows."""
         x = self.embeddings(packed)
-        if cache is not None:
-            cache.begin(x.shape[1], packed.lengths)
-        out = self.backbone(x, packed.position, packed.mask(), cache)
-        if cache is not None:
-            cache.end()
-            if self.layout.restart:
-                cache.origin = packed.response
+        cache.begin(x.shape[1], packed.lengths)
+        out = self.backbone.prefill(x, packed.position, packed.mask(), cache, last)
+        cache.end()
+        if self.layout.restart:
+            cache.origin = packed.response
         return out
 
     def step(self, codes: Tensor, cache: Cache) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vall_e.nn.cache import KVCache
+from vall_e.nn.cache import KVCache, RingCache
 from vall_e.nn.rope import rotate
 
 
@@ -32,6 +32,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
     return scores.softmax(-1) @ v
+
+
+def attend_grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """``attend`` with the heads of ``q`` [B, H, T, d] in groups that share ``k``, ``v`` [B, G, S, d] → [B, H, T, d]."""
+    batch, heads, length, dim = q.shape
+    if length == 1:  # the heads of a group become positions of one head: no copy of k and v
+        out = F.scaled_dot_product_attention(q.reshape(batch, k.shape[1], -1, dim), k, v, attn_mask=mask)
+        return out.reshape(batch, heads, 1, dim)
+    share = heads // k.shape[1]
+    return attend(q, k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1), mask)
 
 
 class Attention(nn.Module):
@@ -57,7 +67,7 @@ class Attention(nn.Module):
         x: Tensor,
         angles: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
-        cache: KVCache | None = None,
+        cache: KVCache | RingCache | None = None,
         layer: int = 0,
     ) -> Tensor:
         """``x`` [B, T, D] → [B, T, D].
@@ -76,11 +86,34 @@ class Attention(nn.Module):
             q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
             k, v = cache.write(layer, k, v)
-        share = self.heads // self.kv_heads
-        if length == 1 and cache is not None:  # the heads of a group become positions of one head: no copy of k and v
-            q = q.reshape(batch, self.kv_heads, share, self.head_dim)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            out = out.reshape(batch, self.heads, 1, self.head_dim)
-        else:
-            out = attend(q, k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1), mask)
+        out = attend_grouped(q, k, v, mask)
         return self.o(out.transpose(1, 2).reshape(batch, length, -1))
+
+
+class CrossAttention(nn.Module):
+    """Attention to keys and values that others have made (2405.05254, section 2.2).
+
+    Args:
+        dim: D.
+        heads: H, divides D.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.o = nn.Linear(dim, dim, bias=False)
+
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """``x`` [B, T, D] → [B, T, D].
+
+        Args:
+            angles: ``rotary`` of the T positions.
+            keys, values: [B, G, S, d], the keys turned already; G divides H.
+            mask: as of ``Attention``.
+        """
+        batch, length, _ = x.shape
+        q = rotate(self.q(x).view(batch, length, self.heads, -1).transpose(1, 2), *angles)
+        return self.o(attend_grouped(q, keys, values, mask).transpose(1, 2).reshape(batch, length, -1))

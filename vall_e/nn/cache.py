@@ -44,11 +44,19 @@ class Cache:
         """Rotary positions int64 [B, count] of the next ``count`` inputs of each row."""
         return self.slots(count) - self.origin[:, None]
 
+    def real(self, length: int) -> Tensor:
+        """Bool [B, length]: which positions of the forward under way are no padding."""
+        return torch.arange(length, device=self.lengths.device) < self.counts[:, None]
+
+    def last(self, count: int) -> Tensor:
+        """Places int64 [B, count] of each row's last positions in the forward under way."""
+        return self.counts[:, None] + torch.arange(-count, 0, device=self.lengths.device)
+
     def reach(self, positions: Tensor) -> Tensor:
         """Greatest position of each row so far plus 1, int64 [B]; ``positions`` int64 [B, T] are those of the forward
         under way."""
-        padding = torch.arange(positions.shape[1], device=positions.device) >= self.counts[:, None]
-        self.longest = torch.maximum(self.longest, (positions + 1).masked_fill(padding, 0).amax(1))
+        real = self.real(positions.shape[1])
+        self.longest = torch.maximum(self.longest, (positions + 1).masked_fill(~real, 0).amax(1))
         return self.longest
 
     def mask(self, count: int, window: int | None = None) -> Tensor:
@@ -71,6 +79,13 @@ class Cache:
         return out
 
 
+def _buffers(layers: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> dict[str, list[Tensor]]:
+    """Keys and values of each layer, all zero."""
+    return {
+        name: [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for name in ("keys", "values")
+    }
+
+
 class KVCache(Cache):
     """Static buffers of keys and values, per layer [B, G, S, d]; each row writes at its own length.
 
@@ -84,9 +99,7 @@ class KVCache(Cache):
     ) -> None:
         super().__init__(rows, device)
         self.size, self.used = size, 0
-        shape = (rows, heads, size, dim)
-        for name in ("keys", "values"):
-            self.tensors[name] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.tensors = _buffers(layers, (rows, heads, size, dim), dtype, device)
         self._ragged: Tensor | None = None
 
     def begin(self, length: int, counts: Tensor | None = None) -> None:
@@ -124,3 +137,81 @@ class KVCache(Cache):
         if bool((lengths > self.lengths).any()):
             raise ValueError("a cache can only be rewound to a past that it had")
         self.lengths = lengths
+
+
+class RingCache(Cache):
+    """Keys and values of the last W positions of each row, per layer [B, G, W, d]: a constant size and no way back.
+
+    Position p of a row is in slot p mod W. Args: as of ``KVCache``, with ``size`` = W.
+    """
+
+    def __init__(
+        self, layers: int, rows: int, heads: int, size: int, dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(rows, device)
+        self.size = size
+        self.tensors = _buffers(layers, (rows, heads, size, dim), dtype, device)
+
+    def begin(self, length: int, counts: Tensor | None = None) -> None:
+        super().begin(length, counts)
+        new = self._held(self.lengths + self.counts) - self.lengths[:, None]
+        stays = torch.arange(self.size, device=new.device)
+        self._source = torch.where(new >= 0, self.size + new, stays)[:, None, :, None]
+
+    def _held(self, lengths: Tensor) -> Tensor:
+        """Which position int64 [B, W] each slot holds once a row has ``lengths`` int64 [B]; below 0 for none."""
+        last = lengths[:, None] - 1
+        return last - (last - torch.arange(self.size, device=lengths.device)) % self.size
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take ``keys`` and ``values`` [B, G, T, d] up.
+
+        Returns:
+            the W slots as they were and behind them what is new, [B, G, W + T, d] (see ``mask``); of rows without a
+            past only what is new, [B, G, T, d].
+        """
+        out = []
+        for name, fresh in (("keys", keys), ("values", values)):
+            ring = self.tensors[name][layer]
+            both = torch.cat((ring, fresh.to(ring.dtype)), dim=2)
+            self.tensors[name][layer] = both.gather(2, self._source.expand_as(ring))
+            out.append(fresh if self.empty else both)
+        return out[0], out[1]
+
+    def mask(self, count: int, window: int | None = None) -> Tensor:
+        """Bool [B, 1, count, W + count] over what ``write`` returns; ``window``, at most W, is W where it is None."""
+        new = self.slots(count)
+        keys = torch.cat((self._held(self.lengths), new), dim=1)[:, None]
+        behind = new[:, :, None] - keys
+        return ((keys >= 0) & (behind >= 0) & (behind < (window or self.size)))[:, None]
+
+
+class JointCache(Cache):
+    """Several caches of the same rows as one, for layers of several kinds.
+
+    Args:
+        parts: the caches by name.
+    """
+
+    def __init__(self, rows: int, device: torch.device, **parts: Cache) -> None:
+        super().__init__(rows, device)
+        self.parts = parts
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts.values())
+
+    def begin(self, length: int, counts: Tensor | None = None) -> None:
+        super().begin(length, counts)
+        for part in self.parts.values():
+            part.begin(length, self.counts)
+
+    def end(self) -> None:
+        super().end()
+        for part in self.parts.values():
+            part.end()
+
+    def select(self, rows: Tensor) -> Self:
+        out = super().select(rows)
+        out.parts = {name: part.select(rows) for name, part in self.parts.items()}
+        return out

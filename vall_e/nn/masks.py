@@ -46,12 +46,6 @@ def causal(length: int, total: int, window: int | None = None, device: torch.dev
     return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
 
 
-def require_causal(mask: Mask | None) -> None:
-    """Refuse what a backbone that reads from left to right cannot do. Raises ValueError."""
-    if mask is not None and (mask.segment is not None or bool(mask.parallel.any())):
-        raise ValueError("this backbone reads from left to right: no parallel rows and no segments")
-
-
 def visible(
     mask: Mask | None, length: int, cache: Cache | None, window: int | None, device: torch.device
 ) -> Tensor | None:

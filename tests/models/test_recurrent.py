@@ -1,0 +1,53 @@
+"""The whole model on backbones with a past of constant size: it learns, and decodes as it would recompute."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.generation.test_ar import GREEDY, _prompts, _uncached
+from tests.tiny import LEVELS, build, sample
+from vall_e.generation.ar import decode_frames
+from vall_e.models.packing import pack
+
+SLIDING = {"backbone": "yoco", "yoco": {"self_decoder": "sliding", "window": 4}}
+MODELS = (
+    ("ar-depth", {"backbone": "retnet"}),
+    ("ar-depth", {"backbone": "yoco"}),
+    ("ar-depth", SLIDING),
+    ("ar+nar", {"backbone": "retnet", "bidirectional": "flip"}),
+    ("ar+nar", {"backbone": "yoco", "bidirectional": "flip"}),
+    ("ar+nar", SLIDING),
+)
+
+
+@pytest.mark.parametrize(("kind", "changes"), MODELS)
+def test_it_overfits_one_batch_with_all_its_parameters(kind: str, changes: dict) -> None:
+    model, rng = build(kind, **changes).train(), np.random.default_rng(0)
+    packed = pack([sample(rng, level=level) for level in ((0, 0) if kind == "ar-depth" else (0, 1, 2))], model.layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(100):
+        loss, figures = model.loss(packed, alignment_weight=float(step == 0))
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()] == []
+        optimizer.step()
+    assert loss < 0.05
+    assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
+
+
+@pytest.mark.parametrize(("kind", "changes"), MODELS)
+@pytest.mark.parametrize(("strength", "positions"), [(0.0, "sequence"), (1.5, "segment")])
+def test_cached_ragged_batch_equals_uncached_single_rows(
+    kind: str, changes: dict, strength: float, positions: str
+) -> None:
+    model, prompts = build(kind, positions=positions, **changes), _prompts()
+    prompts[1] = replace(prompts[1], response=prompts[2].prompt[:, :2], spoken=None)
+    got = decode_frames(model, prompts, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
+    with torch.no_grad():
+        for candidates, prompt in zip(got, prompts, strict=True):
+            np.testing.assert_array_equal(candidates[0].codes, _uncached(model, prompt, 12, strength))
