@@ -33,7 +33,10 @@ class Capabilities:
 
 BACKBONES: dict[str, Capabilities] = {
     "llama": Capabilities(),
+    "bitnet": Capabilities(),
 }
+
+CAUSAL_ONLY = ("flash", "cudnn", "flash_attn", "xformers", "sageattention")  # of model.attention: they know no masks
 
 
 class RopeConfig(Section):
@@ -48,6 +51,26 @@ class RopeConfig(Section):
     trained_length: PositiveInt = 2048
 
 
+class LoraConfig(Section):
+    """Low-rank adapters on a frozen model (2106.09685): W + (alpha / rank) B A."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    targets: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    form: Literal["layer", "parametrisation"] = Field(
+        "layer", description="a low-rank branch beside each linear layer, or a sum inside its weight"
+    )
+    per_level: bool = Field(False, description="an adapter per codebook level, taken by the rows of that level")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LoraConfig:
+        if not self.targets:
+            raise ValueError("model.lora.targets names no layer: leave out model.lora to train without adapters")
+        if self.per_level and self.form == "parametrisation":
+            raise ValueError("model.lora.per_level needs form layer: the rows of a batch share a parametrised weight")
+        return self
+
+
 class ModelConfig(Section):
     """A decoder-only transformer over phones, a prompt's codes and a response's codes.
 
@@ -56,7 +79,7 @@ class ModelConfig(Section):
     """
 
     kind: Literal["ar+nar", "ar-depth"] = "ar-depth"
-    backbone: Literal["llama"] = "llama"
+    backbone: Literal["llama", "bitnet"] = "llama"
     dim: PositiveInt = 256
     layers: PositiveInt = 6
     heads: PositiveInt = 4
@@ -64,6 +87,11 @@ class ModelConfig(Section):
     ff_dim: PositiveInt = 704
     dropout: Fraction = Field(0.0, description="on each branch of a block; slow on a CPU (its random numbers)")
     rope: RopeConfig = RopeConfig()
+    attention: Literal[
+        "auto", "eager", "math", "efficient", "flash", "cudnn", "flex", "flash_attn", "xformers", "sageattention"
+    ] = Field("auto", description="kernel of forwards without a past, see vall_e.nn.backends")
+    linear: Literal["dense", "ternary"] = Field("dense", description="weights of the blocks: all, or -1, 0, 1 (b1.58)")
+    lora: LoraConfig | None = None
     positions: Literal["segment", "sequence"] = Field(
         "segment", description="rotary positions count anew in text, prompt and response, or go on through them"
     )
@@ -85,4 +113,10 @@ class ModelConfig(Section):
             raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
         if self.kind == "ar-depth" and self.level_weights is not None:
             raise ValueError("model.level_weights belongs to kind ar+nar: ar-depth trains all levels at once")
+        if self.attention in CAUSAL_ONLY and self.kind == "ar+nar":
+            raise ValueError(f"model.attention {self.attention} is causal only: kind {self.kind} has parallel rows")
+        if self.lora is not None and (self.linear == "ternary" or self.backbone == "bitnet"):
+            raise ValueError("model.lora needs dense linear layers: an adapter cannot be merged into ternary weights")
+        if self.lora is not None and self.lora.per_level and self.kind == "ar-depth":
+            raise ValueError("model.lora.per_level: a row of kind ar-depth has all levels, not one of its own")
         return self

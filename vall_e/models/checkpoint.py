@@ -8,13 +8,16 @@ from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from vall_e.config import CodecConfig, EncodeConfig, SamplingConfig
-from vall_e.family import ModelConfig
+from vall_e.family import LoraConfig, ModelConfig
 from vall_e.fields import PositiveFloat, PositiveInt, Section
 from vall_e.models.vall_e import VallE
+from vall_e.nn.attention import use_attention
+from vall_e.nn.bitlinear import use_linear
+from vall_e.nn.lora import adapter_state, load_adapter_state
 
 
 class VoiceError(ValueError):
@@ -71,8 +74,13 @@ def load_config(folder: str | Path) -> VoiceConfig:
         raise VoiceError(f"{path} does not describe a voice of this version: {where}: {first['msg']}") from None
 
 
-def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[VallE, VoiceConfig]:
+def load_model(
+    folder: str | Path, device: str | torch.device = "cpu", attention: str | None = None
+) -> tuple[VallE, VoiceConfig]:
     """The model in evaluation mode, and its configuration.
+
+    Args:
+        attention: a kernel (see ``vall_e.nn.backends``) instead of the one that the voice was trained with.
 
     Raises:
         FileNotFoundError: a file of the voice is missing.
@@ -84,8 +92,36 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the folder is not a whole voice, run the train stage again")
     model = config.build()
+    if attention is not None:
+        use_attention(model, attention)
     try:
-        model.load_state_dict(load_file(path))
+        weights = load_file(path)
+        if any(name.endswith(".packed") for name in weights):
+            use_linear(model, "packed")
+        model.load_state_dict(weights)
     except (SafetensorError, RuntimeError) as error:
         raise VoiceError(f"{path} does not hold the weights that config.json describes: {error}") from None
     return model.to(device).eval(), config
+
+
+def save_adapters(path: Path, model: VallE) -> None:
+    """Write the adapters of ``model`` alone, with the configuration that they need, into one file."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state(model.backbone).items()}
+    save_file(state, path, metadata={"lora": model.config.lora.model_dump_json()})
+
+
+def load_adapters(path: Path, model: VallE) -> None:
+    """Put what ``save_adapters`` wrote on ``model``, the one without adapters that they were trained on.
+
+    Raises:
+        VoiceError: a file without adapters, or adapters of another model.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            lora = (file.metadata() or {}).get("lora")
+        if lora is None:
+            raise ValueError("save_adapters did not write it")
+        model.adapt(LoraConfig.model_validate_json(lora))
+        load_adapter_state(model.backbone, load_file(path))
+    except (SafetensorError, ValueError) as error:
+        raise VoiceError(f"{path} does not hold adapters of this model: {error}") from None
