@@ -19,6 +19,7 @@ from vall_e.config import SamplingConfig
 from vall_e.generation.alignment import alignment_scores
 from vall_e.generation.ar import Candidate, decode_frames
 from vall_e.generation.nar import fill_levels
+from vall_e.generation.speculative import speculate_frames
 from vall_e.models.checkpoint import VoiceConfig, load_model
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
@@ -97,8 +98,8 @@ class Voice:
         self.model, self.config, self.tokenizer, self.codec = model, config, tokenizer, codec
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "auto") -> Voice:
-        """Read the folder that the train stage wrote.
+    def load(cls, folder: str | Path, device: str = "auto", attention: str | None = None) -> Voice:
+        """Read the folder that the train stage wrote; ``attention`` as in ``load_model``.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -107,7 +108,7 @@ class Voice:
         folder = Path(folder)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, config = load_model(folder, device)
+        model, config = load_model(folder, device, attention)
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         return cls(model, config, tokenizer, load_codec(config.codec, folder / "codec", device))
 
@@ -145,7 +146,8 @@ class Voice:
         sampling = sampling or self.config.sampling
         samples, limits, notes = self._samples(requests, sampling)
         seeds = [request.seed for request in requests]
-        found = decode_frames(self.model, samples, sampling, seeds, limits, progress)
+        decode = decode_frames if sampling.speculation is None else speculate_frames
+        found = decode(self.model, samples, sampling, seeds, limits, progress)
         chosen = [self._best(self._aligned(c, s), s) for c, s in zip(found, samples, strict=True)]
         codes = [c.codes for c in chosen]
         if not self.model.layout.depth:
