@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from vall_e.generation.ar import decode_frames
 from vall_e.models.checkpoint import VoiceError, load_adapters, save_adapters
 from vall_e.models.packing import Packed, pack
 from vall_e.models.vall_e import VallE
-from vall_e.nn.lora import adapter_state, adapters, base_state, load_adapter_state
+from vall_e.nn.lora import Adapter, adapter_state, adapters, load_adapter_state
 from vall_e.training.module import build_optimizer
 
 FORMS = ("layer", "parametrisation")
@@ -33,6 +34,16 @@ def _adapted(kind: str = "ar-depth", trained: bool = True, **changes: object) ->
     for adapter in adapters(model).values() if trained else ():
         adapter.b.data.normal_(std=0.3)
     return model
+
+
+def _base(model: VallE) -> dict[str, torch.Tensor]:
+    """All but the adapters, under the names of a model without them."""
+    own = tuple(name for name, child in model.named_modules() if isinstance(child, Adapter))
+    return {
+        name.replace(".parametrizations.weight.original", ".weight"): tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(own)
+    }
 
 
 def _batch(model: VallE, levels: tuple[int, ...] = (0, 0)) -> Packed:
@@ -74,7 +85,7 @@ def test_both_forms_are_equal_with_gradients() -> None:
 def test_merging_is_exact_and_leaves_plain_layers(form: str) -> None:
     model = _adapted(form=form, targets=("q", "down"))
     assert {name.split(".")[-1] for name in adapters(model)} == {"q", "down"}
-    weights = base_state(model)
+    weights = _base(model)
     expected = {
         f"{name}.weight": adapter(weights[f"{name}.weight"]).detach() for name, adapter in adapters(model).items()
     }
@@ -92,7 +103,7 @@ def test_merging_is_exact_and_leaves_plain_layers(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_training_moves_the_adapters_and_nothing_else(form: str, optimizer: str) -> None:
     model = _adapted(trained=False, form=form).train()
-    before = {name: t.clone() for name, t in base_state(model).items()}
+    before = {name: t.clone() for name, t in _base(model).items()}
     tuned = build_optimizer(model, train_config(optimizer=optimizer, lr=0.02))
     batch, losses = _batch(model), []
     for _ in range(40):
@@ -102,7 +113,7 @@ def test_training_moves_the_adapters_and_nothing_else(form: str, optimizer: str)
         tuned.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
-    assert all(torch.equal(before[name], t) for name, t in base_state(model).items())
+    assert all(torch.equal(before[name], t) for name, t in _base(model).items())
     assert before.keys() == build().state_dict().keys()
 
 
@@ -115,6 +126,19 @@ def test_adapters_alone_are_saved_and_put_on_a_base(form: str, tmp_path: Path) -
     load_adapters(path, again)
     assert again.config == model.config
     assert torch.equal(again.hidden(_batch(model)), model.hidden(_batch(model)))
+
+
+@pytest.mark.parametrize("changes", [{}, {"form": "parametrisation"}, {"per_level": True}])
+def test_a_copy_has_adapters_of_its_own(changes: dict) -> None:
+    """The moving average of the weights is a deep copy of the model."""
+    model = _adapted("ar+nar", **changes)
+    batch = _batch(model, (1, 0))
+    want, copied = model.hidden(batch), deepcopy(model)
+    assert torch.equal(copied.hidden(batch), want)
+    for adapter in adapters(copied).values():
+        adapter.b.data.zero_()
+    torch.testing.assert_close(copied.hidden(batch), build("ar+nar").hidden(batch))
+    assert torch.equal(model.hidden(batch), want)
 
 
 def test_adapters_of_another_model_are_refused_by_name(tmp_path: Path) -> None:

@@ -146,16 +146,6 @@ def load_adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         tensor.copy_(state[name])
 
 
-def base_state(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of ``module`` without adapters, under the names that they have in a module without adapters."""
-    mine = tuple(name for name, child in module.named_modules() if isinstance(child, Adapter))
-    return {
-        name.replace(".parametrizations.weight.original", ".weight"): tensor
-        for name, tensor in module.state_dict().items()
-        if not name.startswith(mine)
-    }
-
-
 def merge_lora(module: nn.Module) -> None:
     """Fold the adapters into the weights, in place: plain linear layers again, as fast as before.
 
