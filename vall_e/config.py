@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from vall_e.family import ModelConfig
+from vall_e.family import BACKBONES, ModelConfig
 from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
 
 
@@ -148,6 +148,14 @@ class JoinConfig(Section):
         return self
 
 
+class LayerSkipConfig(Section):
+    """Training for early exits (2404.16710): rows skip layers, and exits have a loss of their own."""
+
+    max_dropout: Fraction = Field(0.1, description="of the last layer; less before it, none in the first")
+    exit_weight: Fraction = Field(0.2, description="scale of the losses of exits before the last layer")
+    rotate: PositiveInt = Field(4, description="a step trains one exit in so many layers, the next step another one")
+
+
 class TrainConfig(Section):
     max_steps: PositiveInt = 3000
     batch_frames: PositiveInt = Field(4000, description="positions in one batch, padding included")
@@ -186,6 +194,7 @@ class TrainConfig(Section):
     prompt_seconds: tuple[PositiveFloat, PositiveFloat] = (1.0, 3.0)
     similar_probability: Fraction = 0.5
     join: JoinConfig | None = None
+    layerskip: LayerSkipConfig | None = None
     max_response_seconds: PositiveFloat = 12.0
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints, each with a validation")
     init_from: str | None = Field(None, description="start from the weights of this voice, a folder (uptraining)")
@@ -213,6 +222,13 @@ class DemaskConfig(Section):
     later_steps: PositiveInt = Field(4, description="order level: steps of each level above 0")
 
 
+class SpeculationConfig(Section):
+    """Frames drafted by the first layers and checked by all of them (2404.16710); needs train.layerskip to pay."""
+
+    exit_layer: PositiveInt = Field(description="how many layers draft")
+    draft: PositiveInt = Field(4, description="frames drafted before they are checked")
+
+
 class SamplingConfig(Section):
     """How codes are drawn. Greedy at temperature 0; ``guidance`` 0 is plain decoding."""
 
@@ -227,7 +243,18 @@ class SamplingConfig(Section):
     demask: DemaskConfig = DemaskConfig()
     candidates: PositiveInt = 3
     max_seconds: PositiveFloat = 12.0
+    speculation: SpeculationConfig | None = None
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SamplingConfig:
+        plain = self.guidance == 0 and self.candidates == 1 and self.repetition_penalty == 1.0
+        if self.speculation is not None and not plain:
+            raise ValueError(
+                "sampling.speculation draws one candidate from the plain model: guidance 0, candidates 1 and "
+                "repetition_penalty 1"
+            )
+        return self
 
 
 class EvaluateConfig(Section):
@@ -277,6 +304,16 @@ class Params(Section):
     score: ScoreConfig = ScoreConfig()
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Params:
+        if self.model.attention == "sageattention":
+            raise ValueError("model.attention sageattention has no gradients: train with another backend")
+        if self.train.layerskip is not None and not BACKBONES[self.model.backbone].early_exit:
+            raise ValueError(f"train.layerskip: backbone {self.model.backbone} has no early exits")
+        if self.train.layerskip is not None and self.model.layers < 2:
+            raise ValueError("train.layerskip needs model.layers of 2 or more")
+        return self
 
 
 def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,11 @@ BACKBONES: dict[str, Capabilities] = {
     "mamba2": Capabilities(bidirectional=False, rewind=False, sections=("mamba",)),
     "retnet": Capabilities(bidirectional=False, rewind=False),
     "yoco": Capabilities(rewind=False, sections=("rope", "yoco")),  # bidirectional with a sliding window only
+    "bitnet": Capabilities(),
 }
 OWNED = ("rope", "experts", "mamba", "yoco")  # sections that some backbones have no use for
+
+CAUSAL_ONLY = ("flash", "cudnn", "flash_attn", "xformers", "sageattention")  # of model.attention: they know no masks
 
 
 class RopeConfig(Section):
@@ -131,6 +134,26 @@ class YocoConfig(Section):
     window: PositiveInt = 256
 
 
+class LoraConfig(Section):
+    """Low-rank adapters on a frozen model (2106.09685): W + (alpha / rank) B A."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    targets: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    form: Literal["layer", "parametrisation"] = Field(
+        "layer", description="a low-rank branch beside each linear layer, or a sum inside its weight"
+    )
+    per_level: bool = Field(False, description="an adapter per codebook level, taken by the rows of that level")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LoraConfig:
+        if not self.targets:
+            raise ValueError("model.lora.targets names no layer: leave out model.lora to train without adapters")
+        if self.per_level and self.form == "parametrisation":
+            raise ValueError("model.lora.per_level needs form layer: the rows of a batch share a parametrised weight")
+        return self
+
+
 class ModelConfig(Section):
     """A decoder-only transformer over phones, a prompt's codes and a response's codes.
 
@@ -141,7 +164,7 @@ class ModelConfig(Section):
     """
 
     kind: KindName = "ar-depth"
-    backbone: Literal["llama", "mixtral", "transformer", "mamba", "mamba2", "retnet", "yoco"] = "llama"
+    backbone: Literal["llama", "mixtral", "bitnet", "transformer", "mamba", "mamba2", "retnet", "yoco"] = "llama"
     tasks: tuple[TaskName, ...] = Field(("tts",), description="what it learns; kinds with masks add len")
     bidirectional: Literal["native", "flip"] = Field(
         "native", description="flip: parallel rows by a second, reversed run of a backbone that sees the past only"
@@ -157,6 +180,11 @@ class ModelConfig(Section):
     experts: ExpertsConfig = ExpertsConfig()
     mamba: MambaConfig = MambaConfig()
     yoco: YocoConfig = YocoConfig()
+    attention: Literal[
+        "auto", "eager", "math", "efficient", "flash", "cudnn", "flex", "flash_attn", "xformers", "sageattention"
+    ] = Field("auto", description="kernel of forwards without a past, see vall_e.nn.backends")
+    linear: Literal["dense", "ternary"] = Field("dense", description="weights of the blocks: all, or -1, 0, 1 (b1.58)")
+    lora: LoraConfig | None = None
     positions: Literal["segment", "sequence"] = Field(
         "segment", description="rotary positions count anew in text, prompt and response, or go on through them"
     )
@@ -200,10 +228,8 @@ class ModelConfig(Section):
         if self.heads % self.kv_heads:
             raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
         for name in OWNED:
-            if (
-                name not in BACKBONES[self.backbone].sections
-                and getattr(self, name) != type(self).model_fields[name].default
-            ):
+            default = type(self).model_fields[name].default
+            if name not in BACKBONES[self.backbone].sections and getattr(self, name) != default:
                 raise ValueError(f"model.{name} has no meaning for backbone {self.backbone}")
         if self.rope.scaling == "dynamic" and self.backbone in ("retnet", "yoco"):
             raise ValueError(f"model.rope.scaling dynamic is not for {self.backbone}: take linear")
@@ -212,6 +238,16 @@ class ModelConfig(Section):
         inner, width = self.dim * self.mamba.expand, self.mamba.head_dim
         if self.backbone == "mamba2" and inner % width:
             raise ValueError(f"model.dim * model.mamba.expand {inner} is no multiple of model.mamba.head_dim {width}")
+        if self.attention in CAUSAL_ONLY and KINDS[self.kind].parallel and self.bidirectional == "native":
+            raise ValueError(f"model.attention {self.attention} is causal only: kind {self.kind} has parallel rows")
+        if self.attention in CAUSAL_ONLY and self.backbone == "yoco" and self.yoco.self_decoder == "sliding":
+            raise ValueError(f"model.attention {self.attention} knows no sliding window: take auto, eager or flex")
+        if self.lora is not None and (self.linear == "ternary" or self.backbone == "bitnet"):
+            raise ValueError("model.lora needs dense linear layers: an adapter cannot be merged into ternary weights")
+        if self.lora is not None and self.lora.per_level and KINDS[self.kind].frames:
+            raise ValueError(f"model.lora.per_level: a row of kind {self.kind} has all levels, not one of its own")
+        if self.lora is not None and self.lora.per_level and self.backbone == "mixtral":
+            raise ValueError("model.lora.per_level: the experts of mixtral do not know which row a position is of")
         return self
 
     @model_validator(mode="after")

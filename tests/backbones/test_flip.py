@@ -42,7 +42,7 @@ def test_parallel_rows_are_the_sum_of_both_runs(model: VallE) -> None:
 def test_later_positions_reach_parallel_rows_and_never_causal_ones(model: VallE) -> None:
     rng = np.random.default_rng(0)
     packed = pack([sample(rng, level=level) for level in (0, 1)], model.layout)
-    x = model.embed(packed.text, packed.segment, packed.code).detach().requires_grad_()
+    x = model.embeddings(packed).detach().requires_grad_()
     at = int(packed.response[0]) + 2
     model.backbone(x, packed.position, packed.mask())[:, at].sum().backward()
     causal, parallel = x.grad.abs().amax(-1)

@@ -8,7 +8,7 @@ import torch
 
 from tests.generation.oracle import GREEDY, make_prompts, uncached
 from tests.tiny import LEVELS, build, sample
-from vall_e.generation.ar import decode_frames
+from vall_e.generation.ar import decode
 from vall_e.models.packing import pack
 
 BACKBONES = {
@@ -38,7 +38,7 @@ def test_overfits_one_batch(name: str) -> None:
 @pytest.mark.parametrize("strength", [0.0, 1.5])
 def test_cached_ragged_decoding_equals_recomputing(name: str, strength: float) -> None:
     model, rows = build(backbone=name, **BACKBONES[name]), make_prompts()
-    got = decode_frames(model, rows, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
+    got = decode(model, rows, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
     with torch.no_grad():
         for candidates, prompt in zip(got, rows, strict=True):
             np.testing.assert_array_equal(candidates[0].codes, uncached(model, prompt, 12, strength))

@@ -10,7 +10,7 @@ import torch
 
 from tests.generation.test_ar import GREEDY, _prompts, _uncached
 from tests.tiny import LEVELS, build, sample
-from vall_e.generation.ar import decode_frames
+from vall_e.generation.ar import decode
 from vall_e.models.packing import pack
 
 SLIDING = {"backbone": "yoco", "yoco": {"self_decoder": "sliding", "window": 4}}
@@ -47,7 +47,7 @@ def test_cached_ragged_batch_equals_uncached_single_rows(
 ) -> None:
     model, prompts = build(kind, positions=positions, **changes), _prompts()
     prompts[1] = replace(prompts[1], response=prompts[2].prompt[:, :2], spoken=None)
-    got = decode_frames(model, prompts, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
+    got = decode(model, prompts, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
     with torch.no_grad():
         for candidates, prompt in zip(got, prompts, strict=True):
             np.testing.assert_array_equal(candidates[0].codes, _uncached(model, prompt, 12, strength))

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vall_e.family import Capabilities, ModelConfig
+from vall_e.nn.attention import use_attention
+from vall_e.nn.bitlinear import use_linear
 from vall_e.nn.cache import Cache
 from vall_e.nn.masks import Mask
 
@@ -21,7 +23,8 @@ class Backbone(nn.Module, ABC):
     """A stack of layers.
 
     Subclasses set ``norm``, what the last of the ``states`` goes through, and put what repeats into ``blocks``
-    (its matrices are trained by Muon).
+    (its matrices are trained by Muon): modules that take hidden states [B, T, D] as their first argument and return
+    them, on which layer dropout, ternary layers and adapters can be put.
 
     Args:
         config: sizes, and ``config.backbone``, this backbone's name in ``family.BACKBONES``.
@@ -91,8 +94,9 @@ class Backbone(nn.Module, ABC):
 
 def build_backbone(config: ModelConfig) -> Backbone:
     """The backbone that ``config.backbone`` names: the class of that name, capitalised, in the module of that name;
-    flipped for parallel rows if the configuration says so."""
+    with the kernel of attention and the linear layers that the configuration asks for, flipped for parallel rows if it
+    says so."""
     backbone = getattr(import_module(f"vall_e.backbones.{config.backbone}"), config.backbone.capitalize())(config)
-    if config.bidirectional == "native":
-        return backbone
-    return import_module("vall_e.backbones.flip").Flip(backbone)
+    use_attention(backbone, config.attention)
+    use_linear(backbone.blocks, config.linear)
+    return backbone if config.bidirectional == "native" else import_module("vall_e.backbones.flip").Flip(backbone)

@@ -96,8 +96,8 @@ class Voice:
         self.model, self.config, self.tokenizer, self.codec = model, config, tokenizer, codec
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "auto") -> Voice:
-        """Read the folder that the train stage wrote.
+    def load(cls, folder: str | Path, device: str = "auto", attention: str | None = None) -> Voice:
+        """Read the folder that the train stage wrote; ``attention`` as in ``load_model``.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -106,7 +106,7 @@ class Voice:
         folder = Path(folder)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, config = load_model(folder, device)
+        model, config = load_model(folder, device, attention)
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         return cls(model, config, tokenizer, load_codec(config.codec, folder / "codec", device))
 

@@ -9,13 +9,17 @@ from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vall_e.config import CodecConfig, EncodeConfig, SamplingConfig
-from vall_e.family import ModelConfig
+from vall_e.family import LoraConfig, ModelConfig
 from vall_e.fields import PositiveFloat, PositiveInt, Section
 from vall_e.models.vall_e import VallE
+from vall_e.nn.attention import use_attention
+from vall_e.nn.bitlinear import use_linear
+from vall_e.nn.lora import adapter_state, load_adapter_state
 from vall_e.nn.weights import WeightsError, fill, read_tensors
 
 VERSION = 2
@@ -127,8 +131,13 @@ def load_weights(folder: str | Path) -> dict[str, Tensor]:
         raise VoiceError(str(error)) from None
 
 
-def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[VallE, VoiceConfig]:
+def load_model(
+    folder: str | Path, device: str | torch.device = "cpu", attention: str | None = None
+) -> tuple[VallE, VoiceConfig]:
     """The model in evaluation mode, and its configuration.
+
+    Args:
+        attention: a kernel (see ``vall_e.nn.backends``) instead of the one that the voice was trained with.
 
     Raises:
         FileNotFoundError: a file of the voice is missing.
@@ -137,8 +146,35 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[
     config = load_config(folder)
     weights = load_weights(folder)
     model = config.build()
+    if attention is not None:
+        use_attention(model, attention)
     try:
+        if any(name.endswith(".packed") for name in weights):
+            use_linear(model, "packed")
         fill(model, weights, Path(folder) / "model.safetensors", WHOLE)
     except WeightsError as error:
         raise VoiceError(str(error)) from None
     return model.to(device).eval(), config
+
+
+def save_adapters(path: Path, model: VallE) -> None:
+    """Write the adapters of ``model`` alone, with the configuration that they need, into one file."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state(model.backbone).items()}
+    save_file(state, path, metadata={"lora": model.config.lora.model_dump_json()})
+
+
+def load_adapters(path: Path, model: VallE) -> None:
+    """Put what ``save_adapters`` wrote on ``model``, the one without adapters that they were trained on.
+
+    Raises:
+        VoiceError: a file without adapters, or adapters of another model.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            lora = (file.metadata() or {}).get("lora")
+        if lora is None:
+            raise ValueError("save_adapters did not write it")
+        model.adapt(LoraConfig.model_validate_json(lora))
+        load_adapter_state(model.backbone, read_tensors(path))
+    except (SafetensorError, WeightsError, ValueError) as error:
+        raise VoiceError(f"{path} does not hold adapters of this model: {error}") from None

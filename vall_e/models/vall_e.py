@@ -7,19 +7,21 @@ Dimensions: B rows, T positions, D width, L levels, n codes per level, M positio
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from vall_e.backbones.base import build_backbone
-from vall_e.family import KINDS, ModelConfig
+from vall_e.family import KINDS, LoraConfig, ModelConfig
 from vall_e.models import losses
 from vall_e.models.codebooks import CodebookDecoder
 from vall_e.models.embeddings import EMBEDDING_STD, Embeddings
 from vall_e.models.heads import AlignmentHead, DepthHead, DurationHead, LevelHeads, TiedHeads, codebook_init
 from vall_e.models.packing import Layout, Packed, Place
 from vall_e.nn.cache import Cache
+from vall_e.nn.lora import Rows, add_lora, freeze_base, merge_lora
 from vall_e.tasks import SYMBOLS, TASKS, Vocabulary
 
 
@@ -48,6 +50,10 @@ class VallE(nn.Module):
             nn.init.normal_(head.weight, std=config.dim**-0.5)
         self.alignment = AlignmentHead(config.dim) if config.alignment else None
         self.duration = DurationHead(config.dim) if config.kind == "v2-nar" else None
+
+        self.adapters: Rows | None = None
+        if config.lora is not None:
+            self.adapt(config.lora)
 
     def _code_heads(self) -> nn.Module:
         config, layout = self.config, self.layout
@@ -79,26 +85,54 @@ class VallE(nn.Module):
             if isinstance(self.heads, DepthHead) and level < self.layout.levels - 1:
                 codebook_init(self.heads.tables[level].weight, book, EMBEDDING_STD, generator)
 
+    def adapt(self, lora: LoraConfig) -> None:
+        """Freeze the model and give it adapters, which change nothing as long as they are not trained."""
+        self.config = ModelConfig.model_validate(self.config.model_dump() | {"lora": lora})
+        self.adapters = add_lora(self.backbone.blocks, lora, self.layout.levels)
+        freeze_base(self)
+
+    def merge_adapters(self) -> None:
+        """Fold the adapters into the weights: a model without adapters, all of it trainable."""
+        merge_lora(self.backbone.blocks)
+        self.config = self.config.model_copy(update={"lora": None})
+        self.adapters = None
+        self.requires_grad_(True)
+
+    def _adapted(self, level: Tensor) -> AbstractContextManager:
+        """Inside, rows take the adapters of their levels int64 [B]."""
+        return nullcontext() if self.adapters is None else self.adapters.at(level)
+
     def hidden(self, packed: Packed) -> Tensor:
         """Hidden states [B, T, D]."""
-        return self.backbone(self.embeddings(packed), packed.position, packed.mask())
+        *_, last = self.states(packed)
+        return self.backbone.norm(last)
+
+    def states(self, packed: Packed) -> Iterator[Tensor]:
+        """What the backbone has after each layer, [B, T, D], not yet normalised."""
+        with self._adapted(packed.level):
+            yield from self.backbone.states(self.embeddings(packed), packed.position, packed.mask())
 
     def prefill(self, packed: Packed, cache: Cache, last: int = 1) -> Tensor:
         """Hidden states [B, last, D] of each row's last positions; ``cache``, empty before, then holds the rows."""
         x = self.embeddings(packed)
         cache.begin(x.shape[1], packed.lengths)
-        out = self.backbone.prefill(x, packed.position, packed.mask(), cache, last)
+        with self._adapted(packed.level):
+            out = self.backbone.prefill(x, packed.position, packed.mask(), cache, last)
         cache.end()
         if self.layout.restart:
             cache.origin = packed.response
         return out
 
-    def step(self, codes: Tensor, cache: Cache) -> Tensor:
-        """k more response frames int64 [B, l, k] (l levels shown to a causal row) → hidden states [B, k, D]."""
+    def step(self, codes: Tensor, cache: Cache, layers: int | None = None) -> Tensor:
+        """T more response frames int64 [B, l, T] (l levels shown to a causal row) → hidden states [B, T, D].
+
+        Args:
+            layers: leave behind so many layers (an early exit); the cache of the later ones is then not written.
+        """
         ids = codes.new_zeros(codes.shape[0], self.layout.levels, codes.shape[2])
         ids[:, : codes.shape[1]] = codes + self.layout.codes + 1
         segment = torch.full_like(ids[:, 0], Place.RESPONSE)
-        return self._append(torch.zeros_like(segment), segment, ids, cache)
+        return self._append(torch.zeros_like(segment), segment, ids, cache, layers)
 
     def step_symbol(self, symbols: Tensor, vocabulary: Vocabulary, cache: Cache) -> Tensor:
         """One more written symbol of each row, int64 [B] in the vocabulary's ids → hidden states [B, 1, D]."""
@@ -106,16 +140,21 @@ class VallE(nn.Module):
         code = ids.new_zeros(len(ids), self.layout.levels, 1)
         return self._append(ids, torch.full_like(ids, Place.SYMBOL), code, cache)
 
-    def _append(self, symbol: Tensor, segment: Tensor, code: Tensor, cache: Cache) -> Tensor:
-        positions = cache.positions(symbol.shape[1])
+    def _append(self, symbol: Tensor, segment: Tensor, code: Tensor, cache: Cache, layers: int | None = None) -> Tensor:
+        x, positions = self.embeddings.tokens(symbol, segment, code), cache.positions(symbol.shape[1])
         cache.begin(symbol.shape[1])
-        out = self.backbone(self.embeddings.tokens(symbol, segment, code), positions, None, cache)
+        with self._adapted(torch.zeros_like(cache.lengths)):
+            if layers is None:
+                out = self.backbone(x, positions, None, cache)
+            else:
+                states = self.backbone.states(x, positions, None, cache)
+                out = self.backbone.norm(next(islice(states, layers - 1, None)))
         cache.end()
         return out
 
     def align(self, packed: Packed) -> Tensor:
         """Log p [B, T, S] in nats of the text slot that is spoken in the frame after each position."""
-        middle = next(islice(self._states(packed), self._middle, None))
+        middle = next(islice(self.states(packed), self._middle, None))
         return self.alignment(middle, text_slots(packed))
 
     @property
@@ -123,45 +162,54 @@ class VallE(nn.Module):
         """Index of the layer whose states the alignment head reads."""
         return max(1, self.config.layers // 2) - 1
 
-    def _states(self, packed: Packed) -> Iterator[Tensor]:
-        return self.backbone.states(self.embeddings(packed), packed.position, packed.mask())
-
     def loss(
         self,
         packed: Packed,
         label_smoothing: float = 0.0,
         alignment_weight: float = 0.0,
         level_factors: Sequence[float] | None = None,
+        exit_weights: Sequence[float] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean of the cross entropies of each level and of what is written, in nats, plus alignment's and duration's.
 
         Args:
             level_factors: weight of each level's loss, relative to the others; None is equal.
+            exit_weights: of the predictions behind each layer (see ``vall_e.nn.layerskip``); None: the last only.
 
         Returns:
-            the loss (scalar); per level ``loss.l`` and ``accuracy.l``, per written vocabulary ``loss.v`` and
-            ``accuracy.v``, ``alignment`` and ``duration`` where there are any, and in training what the backbone adds
-            (``Backbone.auxiliary``; scalars, without gradient).
+            the loss (scalar); of the last layer, per level ``loss.l`` and ``accuracy.l``, per written vocabulary
+            ``loss.v`` and ``accuracy.v``; ``alignment`` and ``duration`` where there are any, and in training what the
+            backbone adds (``Backbone.auxiliary``; scalars, without gradient).
         """
-        states = list(self._states(packed))
-        hidden = self.backbone.norm(states[-1])
-        found = losses.Found()
-        factors = level_factors or (1.0,) * self.layout.levels
-        losses.of_codes(found, self.heads, hidden, packed.target, label_smoothing, factors)
-        for vocabulary, head in self.symbol_heads.items():
-            rows = packed.vocabulary == 1 + SYMBOLS.index(vocabulary)
-            losses.of_symbols(found, vocabulary, head, hidden[rows], packed.written[rows], label_smoothing)
-        loss = found.mean()
+        states = list(self.states(packed))
+        *early, last = exit_weights or [1.0]
+        found = self._predictions(states[-1], packed, label_smoothing, level_factors)
+        loss = last * found.mean()
+        for state, weight in zip(states, early, strict=False):
+            if weight > 0:
+                loss = loss + weight * self._predictions(state, packed, label_smoothing, level_factors).mean()
         if self.alignment is not None and bool((packed.spoken >= 0).any()):
             value = self.alignment.loss(states[self._middle], text_slots(packed), packed.spoken)
             loss = loss + alignment_weight * found.note("alignment", value)
         if self.duration is not None:
+            hidden = self.backbone.norm(states[-1])
             loss = loss + found.note("duration", losses.of_duration(self.duration, hidden, packed))
         if self.training:
-            real = torch.arange(hidden.shape[1], device=hidden.device) < packed.lengths[:, None]
+            real = torch.arange(states[-1].shape[1], device=self.device) < packed.lengths[:, None]
             for name, (weight, extra) in self.backbone.auxiliary(real).items():
                 loss = loss + weight * found.note(name, extra)
         return loss, found.figures
+
+    def _predictions(
+        self, state: Tensor, packed: Packed, smoothing: float, factors: Sequence[float] | None
+    ) -> losses.Found:
+        """The cross entropies of what a layer left, [B, T, D]."""
+        hidden, found = self.backbone.norm(state), losses.Found()
+        losses.of_codes(found, self.heads, hidden, packed.target, smoothing, factors or (1.0,) * self.layout.levels)
+        for vocabulary, head in self.symbol_heads.items():
+            rows = packed.vocabulary == 1 + SYMBOLS.index(vocabulary)
+            losses.of_symbols(found, vocabulary, head, hidden[rows], packed.written[rows], smoothing)
+        return found
 
 
 def text_slots(packed: Packed) -> Tensor:

@@ -11,37 +11,22 @@ heads, d = D / H.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vall_e.nn.backends import KERNELS, attend
 from vall_e.nn.cache import KVCache, RingCache
 from vall_e.nn.rope import rotate
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """``softmax(q k^T / sqrt(d)) v`` for ``q`` [B, H, T, d] and ``k``, ``v`` [B, H, S, d] → [B, H, T, d].
-
-    ``mask`` is bool [B or 1, 1, T, S], None is causal. On a CPU with gradients the products are written out: torch's
-    fused kernel is three to five times slower there in bfloat16 (2.8, 21 rows of 113 positions: 44 against 13 ms).
-    """
-    if q.device.type != "cpu" or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-    if mask is None:
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
-    bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
-    return scores.softmax(-1) @ v
-
-
-def attend_grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def attend_grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: str = "auto") -> Tensor:
     """``attend`` with the heads of ``q`` [B, H, T, d] in groups that share ``k``, ``v`` [B, G, S, d] → [B, H, T, d]."""
     batch, heads, length, dim = q.shape
     if length == 1:  # the heads of a group become positions of one head: no copy of k and v
         out = F.scaled_dot_product_attention(q.reshape(batch, k.shape[1], -1, dim), k, v, attn_mask=mask)
         return out.reshape(batch, heads, 1, dim)
     share = heads // k.shape[1]
-    return attend(q, k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1), mask)
+    return attend(q, k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1), mask, backend)
 
 
 class Attention(nn.Module):
@@ -52,7 +37,13 @@ class Attention(nn.Module):
         heads: H, divides D.
         kv_heads: G, divides H.
         bias: of all four projections.
+
+    Attributes:
+        backend: the kernel (see ``vall_e.nn.backends``) of forwards without a past. New positions behind a past, ragged
+            from row to row, are for torch's own choice.
     """
+
+    backend = "auto"
 
     def __init__(self, dim: int, heads: int, kv_heads: int, bias: bool = False) -> None:
         super().__init__()
@@ -86,7 +77,8 @@ class Attention(nn.Module):
             q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
             k, v = cache.write(layer, k, v)
-        out = attend_grouped(q, k, v, mask)
+        backend = self.backend if cache is None or cache.empty else "auto"
+        out = attend_grouped(q, k, v, mask, backend)
         return self.o(out.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -117,3 +109,12 @@ class CrossAttention(nn.Module):
         batch, length, _ = x.shape
         q = rotate(self.q(x).view(batch, length, self.heads, -1).transpose(1, 2), *angles)
         return self.o(attend_grouped(q, keys, values, mask).transpose(1, 2).reshape(batch, length, -1))
+
+
+def use_attention(module: nn.Module, backend: str) -> None:
+    """Let all attention inside ``module`` be computed by ``backend``, a name in ``vall_e.nn.backends.KERNELS``."""
+    if backend not in KERNELS:
+        raise ValueError(f"there is no attention {backend!r}: take one of {', '.join(KERNELS)}")
+    for child in module.modules():
+        if isinstance(child, Attention):
+            child.backend = backend

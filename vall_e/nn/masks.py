@@ -27,7 +27,8 @@ class Mask:
     segment: Tensor | None = None
 
     def dense(self, length: int, window: int | None = None) -> Tensor:
-        """Bool [B, 1, T, T], True where a position may look. Padding of a parallel row sees what the row sees."""
+        """Bool [B, 1, T, T], True where a position may look. Padding of a parallel row sees what the row sees;
+        where there are segments, a position always sees itself."""
         index = torch.arange(length, device=self.lengths.device)
         inside = index[None, None, :] < self.lengths[:, None, None]
         if self.start is not None:
@@ -35,7 +36,8 @@ class Mask:
             inside = inside & ((index >= start)[:, :, None] | (index < start)[:, None, :])
         out = torch.where(self.parallel[:, None, None], inside, causal(length, length, window, index.device)[None])
         if self.segment is not None:
-            out = out & (self.segment[:, :, None] == self.segment[:, None, :])
+            own = torch.eye(length, dtype=torch.bool, device=index.device)
+            out = out & (self.segment[:, :, None] == self.segment[:, None, :]) | own
         return out.unsqueeze(1)
 
 

@@ -48,6 +48,13 @@ def guide(conditioned: Tensor, unconditioned: Tensor, strength: float) -> Tensor
     return conditioned + strength * (conditioned - unconditioned)
 
 
+def warp(logits: Tensor, *, temperature: float, k: int = 0, p: float = 1.0) -> Tensor:
+    """Logits [R, V] of what is drawn from, -inf where nothing is; at temperature 0 only the greatest is left."""
+    if temperature <= 0:
+        return torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
+    return top_p(top_k(logits / temperature, k), p)
+
+
 def draw(logits: Tensor, noise: Tensor | None) -> Tensor:
     """A token int64 [R] for each row of logits [R, V].
 
@@ -73,9 +80,7 @@ def sample(
     """The whole chain: a token int64 [R] for logits [R, V]; temperature 0 is greedy."""
     if history is not None:
         logits = repetition_penalty(logits, history, penalty)
-    if temperature <= 0:
-        return draw(logits, None)
-    return draw(top_p(top_k(logits / temperature, k), p), noise)
+    return draw(warp(logits, temperature=temperature, k=k, p=p), noise if temperature > 0 else None)
 
 
 class RowNoise:

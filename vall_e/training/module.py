@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from vall_e.config import TrainConfig
 from vall_e.models.packing import Packed
 from vall_e.models.vall_e import VallE
+from vall_e.nn.layerskip import drop_layers, exit_weights
 
 
 def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
-    """Matrices of the backbone for Muon (where chosen), the rest for AdamW; no decay on vectors and tables."""
+    """Matrices of the backbone for Muon (where chosen), the rest for AdamW; no decay on vectors and tables; nothing of
+    what is frozen."""
     matrices, decayed, plain = [], [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.dim() == 2 and ".blocks." in name and not name.endswith("A_log"):  # Mamba's rates: a table
             matrices.append(parameter)
         elif parameter.dim() == 2 and "heads." in name:
@@ -61,13 +65,21 @@ class VallEModule(pl.LightningModule):
     def __init__(self, model: VallE, train: TrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, train
+        if train.layerskip is not None:
+            drop_layers(model.backbone.blocks, train.layerskip.max_dropout)
 
     def training_step(self, batch: Packed, _: int) -> Tensor:
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step)
         config = self.config
-        loss, figures = self.model.loss(batch, config.label_smoothing, config.alignment_weight, config.level_factors)
+        loss, figures = self.model.loss(
+            batch, config.label_smoothing, config.alignment_weight, config.level_factors, self._exit_weights()
+        )
         self.log_dict({f"train.{k}": v for k, v in figures.items()} | {"train.loss": loss.detach()})
         return loss
+
+    def _exit_weights(self) -> list[float] | None:
+        skip, layers = self.config.layerskip, self.model.config.layers
+        return None if skip is None else exit_weights(layers, skip.exit_weight, skip.rotate, self.global_step)
 
     def validation_step(self, batch: Packed, _: int) -> None:
         loss, figures = self.model.loss(batch)

@@ -183,10 +183,12 @@ def train(
     codec = load_codec(params.codec, codec_folder)
     data, corpus = _load_data(params, root, tokenizer, codec.codes, codec.levels)
     torch.manual_seed(params.train.seed)
-    model = VallE(params.model, codec.levels, codec.codes, len(tokenizer))
+    model = VallE(params.model.model_copy(update={"lora": None}), codec.levels, codec.codes, len(tokenizer))
     if params.model.codebook_init:
         model.start_from_codebooks(codec.codebooks(), params.train.seed)
     start(model, params, tokenizer, root, out)
+    if params.model.lora is not None:
+        model.adapt(params.model.lora)
     recorder, work = _fit(params, model, data, root, work_root, log)
     config = _describe(params, corpus, codec.levels, codec.codes, len(tokenizer))
     _publish(out, model, config, tokenizer, codec_folder)

@@ -1,0 +1,125 @@
+"""LayerSkip: which rows skip which layers, which exits are trained and how much, and that they learn."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny import build, model_config, sample, train_config
+from vall_e.config import LayerSkipConfig, Params
+from vall_e.models.packing import Packed, pack
+from vall_e.models.vall_e import VallE
+from vall_e.nn.layerskip import drop_layers, dropout_rates, exit_weights
+from vall_e.training.module import VallEModule
+
+
+class _Add(nn.Module):
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return x + other
+
+
+def _batch(model: VallE) -> Packed:
+    rng = np.random.default_rng(0)
+    return pack([sample(rng, 4, 3, 6), sample(rng, 5, 2, 5)], model.layout)
+
+
+def test_rates_rise_from_nothing_to_the_greatest() -> None:
+    rates = dropout_rates(5, 0.4)
+    assert rates[0] == 0 and rates[-1] == pytest.approx(0.4)
+    assert rates[2] == pytest.approx(0.4 * (math.sqrt(2) - 1))
+    assert rates == sorted(rates)
+
+
+def test_rows_skip_layers_at_their_rates_in_training_only_and_by_torchs_seed() -> None:
+    blocks = nn.ModuleList(_Add() for _ in range(3))
+    drop_layers(blocks, 0.5)
+    x, one = torch.zeros(20_000, 1, 1), torch.ones(1)
+
+    def kept() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        return [block(x, one)[:, 0, 0] for block in blocks]
+
+    first = kept()
+    for rows, rate in zip(first, dropout_rates(3, 0.5), strict=True):
+        assert rows.mean() == pytest.approx(1 - rate, abs=0.015)
+    assert torch.corrcoef(torch.stack(first[1:]))[0, 1].abs() < 0.03  # layers are drawn apart
+    assert all(torch.equal(a, b) for a, b in zip(first, kept(), strict=True))
+    blocks.eval()
+    assert all(rows.min() == 1 for rows in kept())
+
+
+def test_a_skipped_row_has_the_output_of_the_layer_before_and_no_gradient_of_the_skipped() -> None:
+    model = build(layers=3).train()
+    drop_layers(model.backbone.blocks, 1.0)  # the last layer is always skipped, the second with 1 in 0.41
+    packed = _batch(model)
+    torch.manual_seed(0)
+    states = list(model._states(packed))
+    assert torch.equal(states[2], states[1])
+    model.loss(packed)[0].backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.backbone.blocks[2].parameters())
+    assert model.backbone.blocks[0].attention.q.weight.grad.any()
+
+
+def test_weights_of_exits_are_the_papers() -> None:
+    """By hand, four layers, scale 0.5: 0, 0.5 * 1, 0.5 * 3 and 3 + 0.5 * 3."""
+    np.testing.assert_allclose(exit_weights(4, 0.5, 1, 0), np.array([0, 0.5, 1.5, 4.5]) / 6.5)
+    assert exit_weights(4, 0.0, 1, 7) == [0, 0, 0, 1]
+    for step in range(6):
+        weights = exit_weights(4, 0.5, 3, step)
+        on = [layer for layer in range(3) if (layer + step) % 3 == 0]
+        assert sum(weights) == pytest.approx(1) and weights[3] > 0
+        assert all(weight == 0 for layer, weight in enumerate(weights[:3]) if layer not in on)
+    seen = np.sum([np.array(exit_weights(4, 0.5, 3, step)) > 0 for step in range(3)], axis=0)
+    assert seen.tolist() == [0, 1, 1, 3]  # the first exit weighs nothing, the others have their turn
+
+
+def test_the_loss_is_the_weighted_sum_of_the_losses_of_exits() -> None:
+    model = build(layers=3)
+    packed, weights = _batch(model), [0.0, 0.25, 0.75]
+    with torch.no_grad():
+        states = list(model._states(packed))
+        parts = [model._prediction_loss(state, packed, 0.0)[0] for state in states]
+        got, figures = model.loss(packed, exit_weights=weights)
+        plain, want = model.loss(packed)
+    torch.testing.assert_close(got, 0.25 * parts[1] + 0.75 * parts[2])
+    torch.testing.assert_close(plain, parts[2])
+    assert figures.keys() == want.keys() and all(torch.equal(figures[key], want[key]) for key in want)
+
+
+def test_training_teaches_the_early_exit_what_plain_training_does_not() -> None:
+    def early_loss(layerskip: LayerSkipConfig | None) -> tuple[float, float]:
+        model = build(layers=4, alignment=False).train()
+        train = train_config(layerskip=layerskip, optimizer="adamw", lr=5e-3, label_smoothing=0.0)
+        module, packed = VallEModule(model, train), _batch(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        module.log_dict = lambda *_, **__: None
+        for step in range(60):
+            type(module).global_step = step
+            loss = module.training_step(packed, step)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            states = list(model._states(packed))
+            return tuple(float(model._prediction_loss(states[at], packed, 0.0)[0]) for at in (1, 3))
+
+    step = VallEModule.global_step
+    try:
+        early, last = early_loss(LayerSkipConfig(max_dropout=0.1, exit_weight=1.0, rotate=3))
+        plain_early, _ = early_loss(None)
+    finally:
+        VallEModule.global_step = step
+    assert early < 0.5 * plain_early
+    assert last < 0.5
+
+
+def test_what_cannot_work_is_refused() -> None:
+    train = train_config(layerskip=LayerSkipConfig())
+    assert Params(model=model_config(), train=train).train.layerskip.rotate == 4
+    with pytest.raises(ValueError, match=r"layers of 2 or more"):
+        Params(model=model_config(layers=1), train=train)
