@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.generation.test_ar import GREEDY, _prompts, _uncached
+from tests.generation.oracle import GREEDY, make_prompts, uncached
 from tests.tiny import build, model_config, sample
 from vall_e.backbones.base import build_backbone
 from vall_e.backbones.bitnet import Bitnet
@@ -60,8 +60,8 @@ def test_it_overfits_one_batch(kind: str, levels: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("strength", [0.0, 1.5])
 def test_cached_ragged_batch_equals_uncached_single_rows(strength: float) -> None:
-    model, prompts = build(backbone="bitnet"), _prompts()
+    model, prompts = build(backbone="bitnet"), make_prompts()
     got = decode(model, prompts, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [8, 8, 8])
     with torch.no_grad():
         for candidates, prompt in zip(got, prompts, strict=True):
-            assert candidates[0].codes.tolist() == _uncached(model, prompt, 8, strength).tolist()
+            assert candidates[0].codes.tolist() == uncached(model, prompt, 8, strength).tolist()

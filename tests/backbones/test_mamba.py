@@ -108,7 +108,7 @@ def test_rates_start_slow_and_stay_out_of_muon(ours: Backbone) -> None:
 
 def test_what_it_cannot_do_is_refused(ours: Backbone) -> None:
     name, x, positions = ours.config.backbone, torch.randn(1, 4, 32), torch.arange(4)[None]
-    with pytest.raises(ValueError, match="left to right"):
+    with pytest.raises(ValueError, match="sees the past only"):
         ours(x, positions, Mask(torch.tensor([4]), torch.tensor([True])))
     with pytest.raises(ValidationError, match="parallel passes"):
         model_config("ar+nar", backbone=name, mamba=SIZES)

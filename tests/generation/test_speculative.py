@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from tests.generation.test_ar import GREEDY, _prompts
+from tests.generation.oracle import GREEDY, make_prompts
 from tests.tiny import CODES, LEVELS, build, model_config, sample
 from vall_e.config import SamplingConfig, SpeculationConfig
 from vall_e.family import BACKBONES, Capabilities
@@ -42,7 +42,7 @@ def _deep(kind: str) -> VallE:
 @pytest.mark.parametrize("kind", ["ar-depth", "ar+nar"])
 def test_greedy_equals_plain_greedy(kind: str, exit_layer: int, draft: int) -> None:
     """On a ragged batch with a prefix in one row, limits that differ, and rows that stop by themselves."""
-    prompts, seeds, limits = [*_prompts(), *_prompts()], list(range(6)), [*LIMITS, 1, 2, 30]
+    prompts, seeds, limits = [*make_prompts(), *make_prompts()], list(range(6)), [*LIMITS, 1, 2, 30]
     prompts[1] = replace(prompts[1], response=prompts[2].prompt[:, :2], spoken=None)
     lengths = set()
     for stopping in (0.0, 1.6 if kind == "ar-depth" else 1.0):  # never, and now and then
@@ -61,20 +61,20 @@ def test_greedy_equals_plain_greedy(kind: str, exit_layer: int, draft: int) -> N
 def test_right_drafts_save_passes_and_wrong_ones_cost_no_frame() -> None:
     """Drafted by all layers every draft is right, and a round yields draft + 1 frames; drafts that are
     always wrong yield one frame a round."""
-    model, prompts = build(layers=3), _prompts(1)
+    model, prompts = build(layers=3), make_prompts(1)
     model.heads.first.weight.data[CODES] = 0
     rounds: list[int] = []
     speculate(model, prompts, _drafting(GREEDY, 3, 3), [0], [13], lambda frames, _: rounds.append(frames))
     assert rounds == [5, 9, 13]
     rounds.clear()
-    extend = model.extend
-    model.extend = lambda codes, cache, layers=None: extend(codes, cache, layers) * (1 if layers is None else -1)
+    extend = model.step
+    model.step = lambda codes, cache, layers=None: extend(codes, cache, layers) * (1 if layers is None else -1)
     speculate(model, prompts, _drafting(GREEDY, 1, 3), [0], [13], lambda frames, _: rounds.append(frames))
     assert rounds == list(range(2, 14))
 
 
 def test_a_seed_draws_the_same_alone_and_in_a_batch() -> None:
-    model, prompts = _deep("ar-depth"), _prompts()
+    model, prompts = _deep("ar-depth"), make_prompts()
     sampling = _drafting(GREEDY.model_copy(update={"temperature": 1.0, "top_k": 6}), 2, 3)
     together = speculate(model, prompts, sampling, [7, 8, 9], LIMITS)
     for i, limit in enumerate(LIMITS):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.generation.test_ar import GREEDY, _prompts, _uncached
+from tests.generation.oracle import GREEDY, make_prompts, uncached
 from tests.tiny import LEVELS, build, sample
 from vall_e.generation.ar import decode
 from vall_e.models.packing import pack
@@ -45,9 +45,9 @@ def test_it_overfits_one_batch_with_all_its_parameters(kind: str, changes: dict)
 def test_cached_ragged_batch_equals_uncached_single_rows(
     kind: str, changes: dict, strength: float, positions: str
 ) -> None:
-    model, prompts = build(kind, positions=positions, **changes), _prompts()
+    model, prompts = build(kind, positions=positions, **changes), make_prompts()
     prompts[1] = replace(prompts[1], response=prompts[2].prompt[:, :2], spoken=None)
     got = decode(model, prompts, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
     with torch.no_grad():
         for candidates, prompt in zip(got, prompts, strict=True):
-            np.testing.assert_array_equal(candidates[0].codes, _uncached(model, prompt, 12, strength))
+            np.testing.assert_array_equal(candidates[0].codes, uncached(model, prompt, 12, strength))

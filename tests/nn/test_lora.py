@@ -162,7 +162,7 @@ def test_each_row_takes_the_adapter_of_its_level() -> None:
     together = model.hidden(pack(samples, model.layout))
     for row, s in enumerate(samples):
         torch.testing.assert_close(
-            together[row, : s.length], model.hidden(pack([s], model.layout))[0], atol=1e-5, rtol=1e-4
+            together[row, : model.layout.length(s)], model.hidden(pack([s], model.layout))[0], atol=1e-5, rtol=1e-4
         )
     single = build("ar+nar")
     single.adapt(_lora())
@@ -170,7 +170,7 @@ def test_each_row_takes_the_adapter_of_its_level() -> None:
     state = {name: t[level : level + 1] for name, t in adapter_state(model).items()}
     load_adapter_state(single, state)
     want = single.hidden(pack(samples[1:2], single.layout))[0]
-    torch.testing.assert_close(together[1, : samples[1].length], want, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together[1, : model.layout.length(samples[1])], want, atol=1e-5, rtol=1e-4)
 
 
 def test_levels_train_apart_and_level_0_decodes_with_its_own() -> None:

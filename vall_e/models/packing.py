@@ -225,7 +225,7 @@ class Packed:
 
     def mask(self) -> Mask | None:
         """Of a batch with parallel rows; None where all are causal."""
-        return Mask(self.lengths, self.parallel, self.response + 1) if bool(self.parallel.any()) else None
+        return Mask(self.lengths, self.parallel, start=self.response + 1) if bool(self.parallel.any()) else None
 
 
 def pack(samples: Sequence[Sample], layout: Layout, multiple: int = 1) -> Packed:

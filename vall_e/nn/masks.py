@@ -17,14 +17,14 @@ class Mask:
     Attributes:
         lengths: int64 [B], positions in use.
         parallel: bool [B], rows whose positions see the whole of their own row; the others are causal.
-        start: int64 [B]; in a parallel row, positions before it do not see what is behind it. None: all see all.
         segment: int64 [B, T]; a position sees its own segment only. None: one segment a row.
+        start: int64 [B]; in a parallel row, positions before it do not see what is behind it. None: all see all.
     """
 
     lengths: Tensor
     parallel: Tensor
-    start: Tensor | None = None
     segment: Tensor | None = None
+    start: Tensor | None = None
 
     def dense(self, length: int, window: int | None = None) -> Tensor:
         """Bool [B, 1, T, T], True where a position may look. Padding of a parallel row sees what the row sees;
