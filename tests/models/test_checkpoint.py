@@ -80,12 +80,17 @@ def test_tensors_that_do_not_fit_are_named_with_both_shapes(voice: Path) -> None
     path = voice / "model.safetensors"
     weights = load_file(path)
     weights["backbone.norm.weight"] = torch.ones(31)
-    del weights["text.weight"]
+    del weights["embeddings.symbol.weight"]
     weights["novel.weight"] = torch.ones(1)
     save_file(weights, path)
     with pytest.raises(VoiceError) as error:
         load_model(voice)
-    for part in ("model.safetensors", "text.weight is missing", "novel.weight is unknown", "is 31 and 32 is needed"):
+    for part in (
+        "model.safetensors",
+        "embeddings.symbol.weight is missing",
+        "novel.weight is unknown",
+        "is 31 and 32 is needed",
+    ):
         assert part in str(error.value)
     assert "copy the whole folder" in str(error.value)
 

@@ -57,7 +57,7 @@ def test_a_skipped_row_has_the_output_of_the_layer_before_and_no_gradient_of_the
     drop_layers(model.backbone.blocks, 1.0)  # the last layer is always skipped, the second with 1 in 0.41
     packed = _batch(model)
     torch.manual_seed(0)
-    states = list(model._states(packed))
+    states = list(model.states(packed))
     assert torch.equal(states[2], states[1])
     model.loss(packed)[0].backward()
     assert all(p.grad is None or not p.grad.any() for p in model.backbone.blocks[2].parameters())
@@ -81,8 +81,8 @@ def test_the_loss_is_the_weighted_sum_of_the_losses_of_exits() -> None:
     model = build(layers=3)
     packed, weights = _batch(model), [0.0, 0.25, 0.75]
     with torch.no_grad():
-        states = list(model._states(packed))
-        parts = [model._prediction_loss(state, packed, 0.0)[0] for state in states]
+        states = list(model.states(packed))
+        parts = [model._predictions(state, packed, 0.0, None).mean() for state in states]
         got, figures = model.loss(packed, exit_weights=weights)
         plain, want = model.loss(packed)
     torch.testing.assert_close(got, 0.25 * parts[1] + 0.75 * parts[2])
@@ -105,8 +105,8 @@ def test_training_teaches_the_early_exit_what_plain_training_does_not() -> None:
             optimizer.step()
         model.eval()
         with torch.no_grad():
-            states = list(model._states(packed))
-            return tuple(float(model._prediction_loss(states[at], packed, 0.0)[0]) for at in (1, 3))
+            states = list(model.states(packed))
+            return tuple(float(model._predictions(states[at], packed, 0.0, None).mean()) for at in (1, 3))
 
     step = VallEModule.global_step
     try:

@@ -27,7 +27,8 @@ MODELS = (
 @pytest.mark.parametrize(("kind", "changes"), MODELS)
 def test_it_overfits_one_batch_with_all_its_parameters(kind: str, changes: dict) -> None:
     model, rng = build(kind, **changes).train(), np.random.default_rng(0)
-    packed = pack([sample(rng, level=level) for level in ((0, 0) if kind == "ar-depth" else (0, 1, 2))], model.layout)
+    made = [sample(rng, level=level) for level in ((0, 0) if kind == "ar-depth" else (0, 1, 2))]
+    packed = pack([replace(s, language=1, tone=1) for s in made], model.layout)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(100):
         loss, figures = model.loss(packed, alignment_weight=float(step == 0))
