@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from vall_e.family import BACKBONES, ModelConfig
+from vall_e.family import BACKBONES, Levels, ModelConfig
 from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
 
 
@@ -187,9 +187,7 @@ class TrainConfig(Section):
     mask_levels: Literal["one", "all"] = Field(
         "one", description="v2-nar: mask one level and all above it, or all levels alike"
     )
-    level_factors: tuple[PositiveFloat, ...] | None = Field(
-        None, description="weight of each level's loss; null is equal"
-    )
+    level_factors: Levels | None = Field(None, description="weight of each level's loss; null is equal")
     ema_decay: Fraction = 0.998
     prompt_seconds: tuple[PositiveFloat, PositiveFloat] = (1.0, 3.0)
     similar_probability: Fraction = 0.5
@@ -304,6 +302,17 @@ class Params(Section):
     score: ScoreConfig = ScoreConfig()
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Params:
+        if self.model.lora is not None and self.train.init_from is None:
+            raise ValueError("model.lora trains adapters on a frozen model: name that voice with train.init_from")
+        if self.model.alignment and self.train.alignment_weight == 0:
+            raise ValueError(
+                "train.alignment_weight 0 leaves the alignment head untrained, and it ranks candidates: "
+                "set model.alignment: false as well"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:

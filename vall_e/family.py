@@ -6,6 +6,7 @@ loads, with the reason.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -46,6 +47,27 @@ BACKBONES: dict[str, Capabilities] = {
 OWNED = ("rope", "experts", "mamba", "yoco")  # sections that some backbones have no use for
 
 CAUSAL_ONLY = ("flash", "cudnn", "flash_attn", "xformers", "sageattention")  # of model.attention: they know no masks
+
+
+Levels = Literal["equal", "decreasing", "normal"] | tuple[PositiveFloat, ...]
+
+
+def level_shares(spec: Levels | None, levels: int) -> list[float]:
+    """A weight a level: equal, decreasing linearly, normal around the middle (a standard deviation of a quarter of the
+    levels), or as given.
+
+    Raises:
+        ValueError: as many weights were given as there are not levels.
+    """
+    if isinstance(spec, tuple):
+        if len(spec) != levels:
+            raise ValueError(f"{len(spec)} weights for a codec of {levels} levels: give one a level")
+        return list(spec)
+    if spec == "decreasing":
+        return [float(levels - level) for level in range(levels)]
+    if spec == "normal":
+        return [math.exp(-8 * ((level - (levels - 1) / 2) / levels) ** 2) for level in range(levels)]
+    return [1.0] * levels
 
 
 class RopeConfig(Section):
@@ -208,9 +230,7 @@ class ModelConfig(Section):
     depth_dim: PositiveInt = 256
     depth_layers: PositiveInt = 1
     alignment: bool = Field(True, description="a head at half depth that learns which phone is being spoken")
-    level_weights: tuple[PositiveFloat, ...] | None = Field(
-        None, description="how often each level is drawn in training; null is equally often"
-    )
+    level_weights: Levels | None = Field(None, description="how often each level is drawn in training; null is equal")
     languages: PositiveInt = Field(1, description="language tokens")
     tones: PositiveInt = Field(1, description="tone (style) tokens")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.backbones.oracles import CPU, check_cache, check_causal, check_prefill
+from tests.backbones.checks import CPU, check_cache, check_causal, check_prefill
 from tests.tiny import model_config
 from vall_e.backbones.base import Backbone, build_backbone
 from vall_e.nn.masks import Mask

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.backbones.oracles import CPU, check_cache, check_causal, check_prefill, influence
+from tests.backbones.checks import CPU, check_cache, check_causal, check_prefill, influence
 from tests.tiny import model_config
 from vall_e.backbones.base import Backbone, build_backbone
 from vall_e.nn.masks import Mask

@@ -12,7 +12,7 @@ from vall_e.config import JoinConfig, TrainConfig
 from vall_e.corpus.splits import held_out
 from vall_e.data.batches import POOL, Batches
 from vall_e.data.samples import SampleMaker, diagonal
-from vall_e.family import KINDS
+from vall_e.family import KINDS, level_shares
 
 SPACE = 3
 
@@ -118,7 +118,7 @@ def test_levels_are_drawn_by_their_weights() -> None:
     rng = np.random.default_rng(0)
     drawn = Counter(maker.make(i % 24, 0, rng).level for i in range(400))
     assert drawn[1] / drawn[0] == pytest.approx(3.0, rel=0.3)
-    with pytest.raises(ValueError, match="2 entries for a codec of 3 levels"):
+    with pytest.raises(ValueError, match="2 weights for a codec of 3 levels"):
         SampleMaker(
             corpus(),
             train_config(),
@@ -186,3 +186,11 @@ def test_tasks_are_mixed_by_their_weights_and_hold_what_they_say() -> None:
     noisy = model_config("ar+nar", tasks=("tts", "ns"))
     with pytest.raises(ValueError, match="nothing to learn ns"):
         SampleMaker(corpus(), train_config(), noisy, CODES, SPACE, 0, 0.0, augment=True)
+
+
+def test_named_distributions_of_levels() -> None:
+    assert level_shares(None, 4) == level_shares("equal", 4) == [1.0] * 4
+    assert level_shares("decreasing", 4) == [4.0, 3.0, 2.0, 1.0]
+    normal = level_shares("normal", 5)
+    assert normal == normal[::-1] and normal[2] == max(normal) > normal[1] > normal[0]
+    assert level_shares((1.0, 5.0), 2) == [1.0, 5.0]

@@ -13,7 +13,7 @@ from vall_e.config import JoinConfig, ModelConfig, TrainConfig
 from vall_e.corpus.splits import held_out
 from vall_e.data.corpus import CodesCorpus, Utterance
 from vall_e.data.makers import MAKERS, Given
-from vall_e.family import KINDS
+from vall_e.family import KINDS, level_shares
 from vall_e.models.packing import Layout, Mode, Sample
 from vall_e.tasks import TASKS
 
@@ -49,12 +49,7 @@ class SampleMaker:
         self.levels = corpus.silence.shape[0]
         self.held_out_seed, self.held_out_fraction = held_out_seed, held_out_fraction
         self.kind, self.layout = KINDS[model.kind], Layout.of(model, self.levels, codes, 0)
-        if model.level_weights is not None and len(model.level_weights) != self.levels:
-            raise ValueError(
-                f"model.level_weights has {len(model.level_weights)} entries for a codec of {self.levels} levels: "
-                "give one a level"
-            )
-        weights = np.array(model.level_weights or (1.0,) * self.levels)
+        weights = np.array(level_shares(model.level_weights, self.levels))
         if self.kind.modes == ("level",):
             weights[0] = 0.0
         self.level_p = weights / weights.sum()

@@ -8,6 +8,7 @@ from pytorch_optimizer import Muon
 from torch import Tensor, nn
 
 from vall_e.config import TrainConfig
+from vall_e.family import level_shares
 from vall_e.models.packing import Packed
 from vall_e.models.vall_e import VallE
 from vall_e.nn.layerskip import drop_layers, exit_weights
@@ -71,8 +72,9 @@ class VallEModule(pl.LightningModule):
     def training_step(self, batch: Packed, _: int) -> Tensor:
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step)
         config = self.config
+        factors = level_shares(config.level_factors, self.model.layout.levels)
         loss, figures = self.model.loss(
-            batch, config.label_smoothing, config.alignment_weight, config.level_factors, self._exit_weights()
+            batch, config.label_smoothing, config.alignment_weight, factors, self._exit_weights()
         )
         self.log_dict({f"train.{k}": v for k, v in figures.items()} | {"train.loss": loss.detach()})
         return loss

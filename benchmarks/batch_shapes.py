@@ -1,6 +1,6 @@
 """Milliseconds a training step with batches of any shape, and with batches of few shapes (``vall_e.data.batches``).
 
-    python -m tests.benchmarks.batch_shapes [STEPS]
+    python -m benchmarks.batch_shapes [STEPS]
 
 On a CPU every new shape costs compiled kernels, and tensors of ever new sizes riddle the heap: steps grow slower and
 slower. Clips of random codes, joined in twos to fives; 5.5M parameters, bf16. Each case runs in a process of its own.
@@ -74,7 +74,7 @@ def main() -> None:
         return
     for case in ("any", "few"):
         steps = sys.argv[1] if len(sys.argv) > 1 else "160"
-        subprocess.run([sys.executable, "-m", "tests.benchmarks.batch_shapes", case, steps], check=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.batch_shapes", case, steps], check=True)
 
 
 if __name__ == "__main__":
