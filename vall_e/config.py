@@ -312,10 +312,6 @@ class Params(Section):
                 "train.alignment_weight 0 leaves the alignment head untrained, and it ranks candidates: "
                 "set model.alignment: false as well"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Params:
         if self.model.attention == "sageattention":
             raise ValueError("model.attention sageattention has no gradients: train with another backend")
         if self.train.layerskip is not None and not BACKBONES[self.model.backbone].early_exit:
