@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from tests import hf
 from tests.tiny import build
 from tests.training.test_run import make_project, params, run
 from vall_e.backbones import huggingface
-from vall_e.config import Params
+from vall_e.config import Params, TrainConfig
+from vall_e.family import LoraConfig, ModelConfig
 from vall_e.models.checkpoint import load_config
 from vall_e.models.convert import convert
 from vall_e.models.start import start_backbone
@@ -111,3 +113,12 @@ def test_experts_are_of_the_same_number_and_as_many_work(tmp_path: Path) -> None
     for experts in ({"count": 4, "active": 2}, {"count": 3, "active": 1}):
         with pytest.raises(WeightsError, match=r"experts\.(count is 4|active is 1) and the checkpoint's is [32]"):
             start_backbone(build(**(mixtral | {"experts": experts})).backbone, folder)
+
+
+def test_parameters_in_conflict_across_sections_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"train\.init_from"):
+        Params(model=ModelConfig(lora=LoraConfig()))
+    with pytest.raises(ValidationError, match="leaves the alignment head untrained"):
+        Params(train=TrainConfig(alignment_weight=0.0))
+    with pytest.raises(ValidationError, match="no gradients"):
+        Params(model=ModelConfig(attention="sageattention"))
