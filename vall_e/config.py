@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from vall_e.family import BACKBONES, Levels, ModelConfig
+from vall_e.family import Levels, ModelConfig
 from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
 
 
@@ -314,7 +314,7 @@ class Params(Section):
             )
         if self.model.attention == "sageattention":
             raise ValueError("model.attention sageattention has no gradients: train with another backend")
-        if self.train.layerskip is not None and not BACKBONES[self.model.backbone].early_exit:
+        if self.train.layerskip is not None and not self.model.capabilities.early_exit:
             raise ValueError(f"train.layerskip: backbone {self.model.backbone} has no early exits")
         if self.train.layerskip is not None and self.model.layers < 2:
             raise ValueError("train.layerskip needs model.layers of 2 or more")

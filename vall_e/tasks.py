@@ -18,6 +18,7 @@ Vocabulary = Literal["codes", "phones", "chars", "digits"]
 Segment = Literal["text", "chars", "prompt", "source", "before", "middle", "after"]
 
 SYMBOLS: tuple[Vocabulary, ...] = ("phones", "chars", "digits")  # outputs that are one symbol a step
+VOCABULARIES: tuple[Vocabulary, ...] = ("codes", *SYMBOLS)  # a batch names each row's by its place here
 AUDIO: tuple[Segment, ...] = ("prompt", "source", "before", "middle", "after")  # segments of codes
 
 

@@ -49,16 +49,15 @@ class Mamba(Backbone):
 
     def mixers(self) -> list[nn.Module]:
         """One mixer a layer, whose steps and rates start as in the paper (section 3.6)."""
-        sizes = self.config.mamba
-        config = MambaConfig(
-            vocab_size=1,
-            hidden_size=self.config.dim,
-            num_hidden_layers=self.config.layers,
-            state_size=sizes.state,
-            conv_kernel=sizes.conv,
-            expand=sizes.expand,
-        )
-        return [layer.mixer for layer in MambaModel(config).layers]
+        return [layer.mixer for layer in MambaModel(MambaConfig(**self.hf_sizes())).layers]
+
+    def hf_sizes(self) -> dict[str, int]:
+        """What both of ``transformers``' configurations call our sizes; there is no text, so one word does."""
+        config, sizes = self.config, self.config.mamba
+        return {
+            "vocab_size": 1, "hidden_size": config.dim, "num_hidden_layers": config.layers,
+            "state_size": sizes.state, "conv_kernel": sizes.conv, "expand": sizes.expand,
+        }  # fmt: skip
 
     def states(
         self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None

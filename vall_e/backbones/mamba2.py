@@ -21,12 +21,7 @@ class Mamba2(Mamba):
     def mixers(self) -> list[nn.Module]:
         sizes = self.config.mamba
         config = Mamba2Config(
-            vocab_size=1,
-            hidden_size=self.config.dim,
-            num_hidden_layers=self.config.layers,
-            state_size=sizes.state,
-            conv_kernel=sizes.conv,
-            expand=sizes.expand,
+            **self.hf_sizes(),
             head_dim=sizes.head_dim,
             num_heads=self.config.dim * sizes.expand // sizes.head_dim,
             n_groups=1,

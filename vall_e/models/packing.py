@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vall_e.family import KINDS, ModelConfig
 from vall_e.nn.masks import Mask
-from vall_e.tasks import AUDIO, NAMES, TASKS, Vocabulary
+from vall_e.tasks import AUDIO, NAMES, TASKS, VOCABULARIES, Vocabulary
 from vall_e.text.tokenizer import BOS, EOS
 
 IGNORE = -100
@@ -194,7 +194,7 @@ class Packed:
         target: int64 [B, L, T], the code to predict at a position, IGNORE where there is none; on level 0 of a
             causal row n stands for stop.
         written: int64 [B, T], the symbol to predict at a position, in the ids of the row's vocabulary.
-        vocabulary: int64 [B], 0 for codes, else 1 + index in ``tasks.SYMBOLS``.
+        vocabulary: int64 [B], place in ``tasks.VOCABULARIES``.
         level: int64 [B].
         parallel: bool [B].
         masked: float32 [B], share of the codes that a row of mode ``mask`` does not see.
@@ -244,7 +244,7 @@ def pack(samples: Sequence[Sample], layout: Layout, multiple: int = 1) -> Packed
         torch.tensor([[1 + NAMES.index(s.task), s.language, s.tone] for s in samples]),
         stack("target"),
         stack("written"),
-        torch.tensor([_VOCABULARY[s.vocabulary] for s in samples]),
+        torch.tensor([VOCABULARIES.index(s.vocabulary) for s in samples]),
         torch.tensor([s.level for s in samples]),
         torch.tensor([s.mode != "ar" for s in samples]),
         torch.tensor([row.masked for row in rows], dtype=torch.float32),
@@ -253,9 +253,6 @@ def pack(samples: Sequence[Sample], layout: Layout, multiple: int = 1) -> Packed
         torch.tensor([row.start for row in rows]),
         stack("spoken"),
     )
-
-
-_VOCABULARY = {"codes": 0, "phones": 1, "chars": 2, "digits": 3}
 
 
 class _Row:

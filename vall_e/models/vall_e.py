@@ -22,7 +22,7 @@ from vall_e.models.heads import AlignmentHead, DepthHead, DurationHead, LevelHea
 from vall_e.models.packing import Layout, Packed, Place
 from vall_e.nn.cache import Cache
 from vall_e.nn.lora import Rows, add_lora, freeze_base, merge_lora
-from vall_e.tasks import SYMBOLS, TASKS, Vocabulary
+from vall_e.tasks import SYMBOLS, TASKS, VOCABULARIES, Vocabulary
 
 
 class VallE(nn.Module):
@@ -207,7 +207,7 @@ class VallE(nn.Module):
         hidden, found = self.backbone.norm(state), losses.Found()
         losses.of_codes(found, self.heads, hidden, packed.target, smoothing, factors or (1.0,) * self.layout.levels)
         for vocabulary, head in self.symbol_heads.items():
-            rows = packed.vocabulary == 1 + SYMBOLS.index(vocabulary)
+            rows = packed.vocabulary == VOCABULARIES.index(vocabulary)
             losses.of_symbols(found, vocabulary, head, hidden[rows], packed.written[rows], smoothing)
         return found
 
