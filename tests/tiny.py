@@ -66,17 +66,20 @@ def of_task(task: str, seed: int = 0, **sizes: int) -> Sample:
     return MAKERS[task](Given(sample(rng, **sizes), "ab c", rng.integers(CODES, size=(LEVELS, 9)), rng))
 
 
-def corpus(utterances: int = 24, speakers: int = 3, seed: int = 0) -> CodesCorpus:
-    """Words "w0" to "w3" by a few speakers; a word's codes depend on the word, so there is something to learn."""
+def corpus(
+    utterances: int = 24, speakers: int = 3, seed: int = 0, languages: tuple[str, ...] = ("en-us",)
+) -> CodesCorpus:
+    """Words "w0" to "w3" by a few speakers; a word's codes depend on the word, so there is something to learn.
+    A speaker's utterances take turns in the languages."""
     rng = np.random.default_rng(seed)
     rows = []
     for index in range(utterances):
         word = index % 4
         frames = 4 + word
         codes = (np.arange(LEVELS)[:, None] + word * 2 + np.arange(frames)) % CODES
-        rows.append(
-            Utterance(f"u{index}", f"s{index % speakers}", f"w{word}", np.array([4 + word]), codes.astype(np.int16))
-        )
+        speaker, language = f"s{index % speakers}", languages[index // speakers % len(languages)]
+        phones = np.array([4 + word])
+        rows.append(Utterance(f"u{index}", speaker, f"w{word}", phones, codes.astype(np.int16), language))
     silence = rng.integers(CODES, size=(LEVELS, 5)).astype(np.int16)
     return CodesCorpus(tuple(rows), silence, 50.0, {"u0": (3, 6)})
 

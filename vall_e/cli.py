@@ -68,8 +68,8 @@ def _add_synth(commands: Any) -> None:
         help="speak a text, or a file of texts, in the voice of a recording",
         description="Speak a text in the voice of a reference recording of any format and rate.",
         epilog='A line of --batch: {"id": "a", "text": "seven", "ref_audio": "me.wav", "ref_text": "...", "seed": 1, '
-        '"continue_ref": false} (the last three may be left out); the result is DIR/a.wav and a JSON line on the '
-        "standard output.",
+        '"continue_ref": false, "language": "en-us"} (all after ref_audio may be left out); the result is DIR/a.wav '
+        "and a JSON line on the standard output.",
     )
     synth.add_argument("--model", type=Path, metavar="DIR", help="a trained voice; by default the newest below models/")
     what = synth.add_mutually_exclusive_group(required=True)
@@ -82,6 +82,7 @@ def _add_synth(commands: Any) -> None:
         action="store_true",
         help="go on from the recording as if it were the beginning of the speech, instead of only imitating its voice",
     )
+    synth.add_argument("--language", metavar="NAME", help="espeak-ng language of the text (default: the voice's)")
     synth.add_argument("-o", "--output", type=Path, metavar="FILE", help="wave file to write (default: out.wav)")
     synth.add_argument("--out-dir", type=Path, metavar="DIR", help="with --batch: folder of the wave files")
     synth.add_argument("--batch-size", type=int, default=16, metavar="N", help="jobs spoken at once (default: 16)")
@@ -124,9 +125,10 @@ def _jobs(arguments: argparse.Namespace) -> list[Job | Result]:
                 arguments.ref_text,
                 arguments.seed,
                 arguments.continue_ref,
+                arguments.language,
             )
         ]
-    for name in ("ref_audio", "ref_text", "output"):
+    for name in ("ref_audio", "ref_text", "language", "output"):
         if getattr(arguments, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} belongs to --text; with --batch it stands in the jobs file")
     if arguments.out_dir is None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from vall_e.family import Levels, ModelConfig
+from vall_e.family import KINDS, Levels, ModelConfig
 from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
 
 
@@ -156,6 +156,15 @@ class LayerSkipConfig(Section):
     rotate: PositiveInt = Field(4, description="a step trains one exit in so many layers, the next step another one")
 
 
+class TokenDropoutConfig(Section):
+    """Level passes learn from a previous level that is not always right, as the drawn one is not."""
+
+    rate: Fraction = Field(0.1, description="share of the previous level's codes")
+    form: Literal["nudge", "mask"] = Field(
+        "mask", description="the code beside it (of use where neighbours sound alike: FSQ), or the mask token"
+    )
+
+
 class TrainConfig(Section):
     max_steps: PositiveInt = 3000
     batch_frames: PositiveInt = Field(4000, description="positions in one batch, padding included")
@@ -177,15 +186,20 @@ class TrainConfig(Section):
     )
     text_dropout: Fraction = Field(0.1, description="rows trained without text, for guidance (2207.12598)")
     prompt_dropout: Fraction = 0.05
+    language_dropout: Fraction = Field(0.1, description="with model.languages: rows trained without their language")
     input_mask: Fraction = Field(0.15, description="response input frames replaced by the mask token")
     mask_frames: tuple[PositiveInt, PositiveInt] = Field((1, 1), description="length of a masked stretch, frames")
     input_random: Fraction = Field(0.02, description="response input frames replaced by random codes")
+    token_dropout: TokenDropoutConfig | None = None
     task_weights: dict[str, PositiveFloat] | None = Field(
         None, description="how often each of model.tasks is trained; null is equally often"
     )
     mask_share: Fraction | None = Field(None, description="kinds with masks: share masked; null is a cosine schedule")
     mask_levels: Literal["one", "all"] = Field(
         "one", description="v2-nar: mask one level and all above it, or all levels alike"
+    )
+    level_loss: Literal["all", "one"] = Field(
+        "all", description="v2: a row learns all levels, or one drawn by model.level_weights"
     )
     level_factors: Levels | None = Field(None, description="weight of each level's loss; null is equal")
     ema_decay: Fraction = 0.998
@@ -314,6 +328,15 @@ class Params(Section):
             )
         if self.model.attention == "sageattention":
             raise ValueError("model.attention sageattention has no gradients: train with another backend")
+        one, second = self.train.level_loss == "one", self.model.kind in ("v2-ar", "v2-nar")
+        if one and not second:
+            raise ValueError(f"train.level_loss one is for v2-ar and v2-nar, not for {self.model.kind}")
+        masked = self.model.kind == "v2-nar" and self.train.mask_levels != "all"
+        drawn = "level" in KINDS[self.model.kind].modes or one or masked
+        if self.model.level_weights is not None and not drawn:
+            raise ValueError("model.level_weights: no level is drawn, unless train.level_loss is one")
+        if self.train.token_dropout is not None and "level" not in KINDS[self.model.kind].modes:
+            raise ValueError(f"train.token_dropout is for level passes, and kind {self.model.kind} has none")
         if self.train.layerskip is not None and not self.model.capabilities.early_exit:
             raise ValueError(f"train.layerskip: backbone {self.model.backbone} has no early exits")
         if self.train.layerskip is not None and self.model.layers < 2:

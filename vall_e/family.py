@@ -231,13 +231,28 @@ class ModelConfig(Section):
     depth_layers: PositiveInt = 1
     alignment: bool = Field(True, description="a head at half depth that learns which phone is being spoken")
     level_weights: Levels | None = Field(None, description="how often each level is drawn in training; null is equal")
-    languages: PositiveInt = Field(1, description="language tokens")
+    languages: tuple[str, ...] = Field(
+        (), description="espeak-ng languages, a token each in front of the sequence; none: the text alone tells"
+    )
     tones: PositiveInt = Field(1, description="tone (style) tokens")
 
     @property
     def all_tasks(self) -> tuple[str, ...]:
         """``tasks`` and those that the kind cannot do without."""
         return tuple(dict.fromkeys((*self.tasks, *KINDS[self.kind].tasks)))
+
+    def language_id(self, language: str) -> int:
+        """Token of a language, from 1; 0 where the model has no languages.
+
+        Raises:
+            ValueError: it has others.
+        """
+        if not self.languages:
+            return 0
+        if language not in self.languages:
+            known = ", ".join(self.languages)
+            raise ValueError(f"language {language!r} is none of model.languages: it knows {known}")
+        return 1 + self.languages.index(language)
 
     @model_validator(mode="after")
     def _sizes(self) -> ModelConfig:
@@ -247,6 +262,8 @@ class ModelConfig(Section):
             raise ValueError("rotary positions need an even width per head: change model.dim or model.heads")
         if self.heads % self.kv_heads:
             raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
+        if len(set(self.languages)) < len(self.languages):
+            raise ValueError("model.languages names a language twice")
         for name in OWNED:
             default = type(self).model_fields[name].default
             if name not in BACKBONES[self.backbone].sections and getattr(self, name) != default:
@@ -273,10 +290,8 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> ModelConfig:
         kind = KINDS[self.kind]
-        if self.level_weights is not None and "level" not in kind.modes:
-            raise ValueError(
-                f"model.level_weights belongs to kinds with level passes: {self.kind} has all levels at once"
-            )
+        if self.level_weights is not None and self.kind in ("ar", "ar-depth"):
+            raise ValueError(f"model.level_weights: kind {self.kind} never draws a level")
         if self.causal_size > 1 and "ar" not in kind.modes:
             raise ValueError(f"model.causal_size is for autoregressive kinds, {self.kind} has no such pass")
         if self.causal_size > 1 and self.kind == "ar-depth":

@@ -1,6 +1,7 @@
 """Speaking many texts: read jobs, check them, speak them in batches, one result each, whatever happens to the others.
 
-A job is a line of a JSON Lines file: ``{"id", "text", "ref_audio", "ref_text"?, "seed"?, "continue_ref"?}``.
+A job is a line of a JSON Lines file: ``{"id", "text", "ref_audio", "ref_text"?, "seed"?, "continue_ref"?,
+"language"?}``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 MIN_REFERENCE_SECONDS = 0.2
 MIN_REFERENCE_PEAK = 1e-3
 REQUIRED = {"id": str, "text": str, "ref_audio": str}
-OPTIONAL = {"ref_text": str, "seed": int, "continue_ref": bool}
+OPTIONAL = {"ref_text": str, "seed": int, "continue_ref": bool, "language": str}
 KINDS = {str: "text", int: "a whole number", bool: "true or false"}
 
 
@@ -37,6 +38,7 @@ class Job:
         ref_text: what the recording says.
         output: wave file to write.
         continue_ref: go on from the recording (needs ``ref_text``) instead of only imitating its voice.
+        language: espeak-ng's name of the text's language; None for the voice's own.
     """
 
     id: str
@@ -46,6 +48,7 @@ class Job:
     ref_text: str | None = None
     seed: int | None = None
     continue_ref: bool = False
+    language: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def _job(raw: Any, folder: Path, out_dir: Path) -> Job:
         raw.get("ref_text"),
         raw.get("seed"),
         bool(raw.get("continue_ref")),
+        raw.get("language"),
     )
 
 
@@ -200,8 +204,9 @@ def _request(voice: Voice, job: Job, sampling: SamplingConfig) -> Request:
     seed = sampling.seed if job.seed is None else job.seed
     prompt = load_reference(job.ref_audio, voice.sample_rate)
     return Request(
-        text=job.text, prompt=prompt, prompt_text=job.ref_text or None, seed=seed, continue_prompt=job.continue_ref
-    )
+        text=job.text, prompt=prompt, prompt_text=job.ref_text or None, seed=seed, language=job.language,
+        continue_prompt=job.continue_ref,
+    )  # fmt: skip
 
 
 def _speak_together(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.tiny import CODES, corpus, model_config, train_config
-from vall_e.config import JoinConfig, TrainConfig
+from vall_e.config import ConfigError, JoinConfig, TokenDropoutConfig, TrainConfig, parse_params
 from vall_e.corpus.splits import held_out
 from vall_e.data.batches import POOL, Batches
-from vall_e.data.samples import SampleMaker, diagonal
+from vall_e.data.samples import SampleMaker, diagonal, dropped
 from vall_e.family import KINDS, level_shares
 
 SPACE = 3
@@ -112,6 +112,52 @@ def test_dropping_and_corrupting_happen_at_their_rates_and_only_in_training() ->
     assert len(plain.text) > 0
 
 
+def test_languages_are_told_joined_apart_and_dropped_at_their_rate() -> None:
+    bilingual, config = corpus(48, languages=("en-us", "de")), model_config(languages=("de", "en-us"))
+    train = train_config(language_dropout=0.25, text_dropout=0.2, join=JoinConfig(min_clips=3, max_clips=3))
+    maker = SampleMaker(bilingual, train, config, CODES, SPACE, 0, 0.0, augment=True)
+    rng, dropped = np.random.default_rng(0), 0
+    for i in range(400):
+        first = bilingual.utterances[i % 48]
+        assert {clip.language for clip in maker._clips(i % 48, train.join, 0, rng)} == {first.language}
+        made = maker.make(i % 48, 0, rng)
+        assert made.language in (0, config.language_id(first.language))
+        assert len(made.text) or made.language == 0  # the null row of guidance knows neither
+        dropped += made.language == 0
+    assert dropped / 400 == pytest.approx(0.2 + 0.8 * 0.25, abs=0.07)
+    plain = SampleMaker(bilingual, train, config, CODES, SPACE, 0, 0.0, augment=False)
+    assert {plain.make(i % 48, 0, rng).language for i in range(40)} == {1, 2}
+    silent = SampleMaker(bilingual, train, model_config(), CODES, SPACE, 0, 0.0, augment=True)
+    assert {silent.make(i % 48, 0, rng).language for i in range(40)} == {0}
+    stranger = SampleMaker(bilingual, train, model_config(languages=("fr-fr",)), CODES, SPACE, 0, 0.0, augment=True)
+    with pytest.raises(ValueError, match="language 'en-us' is none of model.languages: it knows fr-fr"):
+        stranger.make(0, 0, rng)
+
+
+@pytest.mark.parametrize("form", ["nudge", "mask"])
+def test_token_dropout_touches_its_share_of_the_previous_level_only(form: str) -> None:
+    settings = TokenDropoutConfig(rate=0.3, form=form)
+    codes = np.tile(np.arange(CODES + 1), 400)  # the last is the mask
+    seen = dropped(codes, CODES, settings, np.random.default_rng(0))
+    changed, real = seen != codes, codes < CODES
+    assert changed[real].mean() == pytest.approx(0.3, abs=0.03) and not changed[~real].any()
+    if form == "mask":
+        assert (seen[changed] == CODES).all()
+    else:
+        assert (np.abs(seen - codes)[changed] == 1).all() and seen[real].min() == 0 and seen[real].max() == CODES - 1
+        assert {int(s) for s in (seen - codes)[changed & (codes == 5)]} == {-1, 1}
+
+    train = train_config(input_mask=0.0, input_random=0.0, token_dropout=settings)
+    maker, rng = _maker(train, kind="ar+nar"), np.random.default_rng(0)
+    made = [maker.make(i % 24, 0, rng) for i in range(300)]
+    for sample in made:
+        touched = {int(level) for level in np.flatnonzero((sample.corrupted != sample.response).any(1))}
+        assert touched <= {sample.level - 1}
+    assert any((sample.corrupted != sample.response).any() for sample in made)
+    with pytest.raises(ConfigError, match="token_dropout is for level passes, and kind v2-ar has none"):
+        parse_params({"model": {"kind": "v2-ar"}, "train": {"token_dropout": {"rate": 0.1}}})
+
+
 def test_levels_are_drawn_by_their_weights() -> None:
     config = model_config("ar+nar", level_weights=(1.0, 3.0, 0.000001))
     maker = SampleMaker(corpus(), train_config(), config, CODES, SPACE, 0, 0.0, augment=True)
@@ -150,6 +196,24 @@ def test_masked_rows_hide_their_share() -> None:
         maker, rng = _maker(train, 0.0, kind="nar-len"), np.random.default_rng(0)
         made = [s for s in (maker.make(i % 24, 0, rng) for i in range(900)) if s.mode == "mask"]
         assert np.mean([(s.corrupted[0] == CODES).mean() for s in made]) == pytest.approx(mean, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["v2-ar", "v2-nar"])
+def test_a_loss_on_one_level_draws_it_by_its_weights(kind: str) -> None:
+    config = model_config(kind, level_weights=(1.0, 3.0, 0.000001))
+    maker = SampleMaker(corpus(), train_config(level_loss="one"), config, CODES, SPACE, 0, 0.0, augment=True)
+    rng = np.random.default_rng(0)
+    made = [maker.make(i % 24, 0, rng) for i in range(400)]
+    drawn = Counter(sample.asked for sample in made)
+    assert drawn[1] / drawn[0] == pytest.approx(3.0, rel=0.3)
+    if kind == "v2-nar":  # the level that is learned is the one that is partly seen
+        assert all((s.corrupted[s.asked + 1 :] == CODES).all() for s in made)
+    for params, reason in (
+        ({"model": {"kind": "ar-depth"}, "train": {"level_loss": "one"}}, "level_loss one is for v2-ar and v2-nar"),
+        ({"model": {"kind": "v2-ar", "level_weights": [1]}}, "no level is drawn"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            parse_params(params)
 
 
 def test_v2_hides_a_level_and_all_above_it_or_all_alike() -> None:

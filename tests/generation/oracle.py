@@ -27,7 +27,7 @@ def uncached(model: VallE, prompt: Sample, frames: int, strength: float) -> np.n
     for _ in range(frames):
         rows = [
             replace(prompt, response=codes, spoken=None),
-            replace(prompt, text=prompt.text[:0], response=codes, spoken=None),
+            replace(prompt.without_text(), response=codes),
         ]
         last = [model.heads.prepare(model.hidden(pack([row], model.layout))[0, -1:]) for row in rows]
         logits = [model.heads(h, 0, []) for h in last]

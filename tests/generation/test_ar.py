@@ -23,7 +23,8 @@ KINDS = ("ar-depth", "ar+nar", "v2-ar")
 @pytest.mark.parametrize("strength", [0.0, 1.5])
 @pytest.mark.parametrize("positions", ["segment", "sequence"])
 def test_cached_ragged_batch_equals_uncached_single_rows(kind: str, strength: float, positions: str) -> None:
-    model, prompts = build(kind, positions=positions), make_prompts()
+    model, prompts = build(kind, positions=positions, languages=("de",)), make_prompts()
+    prompts[0] = replace(prompts[0], language=1)
     prompts[1] = replace(prompts[1], response=prompts[2].prompt[:, :2], spoken=None)  # one row goes on from a prefix
     got = decode(model, prompts, GREEDY.model_copy(update={"guidance": strength}), [0, 1, 2], [12, 12, 12])
     with torch.no_grad():

@@ -50,13 +50,22 @@ def test_a_voice_of_version_1_is_read_as_it_was_meant(voice: Path) -> None:
     assert set(MIGRATIONS) == set(range(1, VERSION))
 
 
+def test_a_voice_of_version_2_had_a_language_token_without_a_name(voice: Path) -> None:
+    raw = json.loads((voice / "config.json").read_text())
+    rewrite(voice, raw | {"version": 2, "model": raw["model"] | {"languages": 1}})
+    model, config = load_model(voice)
+    assert config.model.languages == () and model.embeddings.header[1].num_embeddings == 2
+    rewrite(voice, raw | {"version": 2, "model": raw["model"] | {"languages": 2}})
+    assert len(load_config(voice).model.languages) == 2
+
+
 def test_what_is_written_is_of_this_version(voice: Path) -> None:
     raw = json.loads((voice / "config.json").read_text())
     assert raw["version"] == VERSION and load_config(voice).model_dump(mode="json") == raw
 
 
 @pytest.mark.parametrize("change, reason", [
-    ({"version": VERSION + 1}, "is of version 3, and this program reads up to 2: use a newer one"),
+    ({"version": VERSION + 1}, rf"is of version {VERSION + 1}, and this program reads up to {VERSION}: "),
     ({"version": None}, 'no voice: it has no "version"'),
     ({"colour": "red"}, "colour: unknown key: remove it, or use the version"),
     ({"model": {"dim": 32, "rope_base": 1.0}}, r"model\.rope_base: unknown key"),

@@ -16,7 +16,7 @@ from vall_e.config import CodecConfig, EncodeConfig, SamplingConfig
 from vall_e.data.makers import MAKERS
 from vall_e.family import KINDS, ModelConfig
 from vall_e.models.checkpoint import VoiceConfig, VoiceError, load_model, save_model
-from vall_e.models.packing import Place, Sample, pack
+from vall_e.models.packing import IGNORE, Place, Sample, pack
 from vall_e.models.vall_e import VallE
 from vall_e.tasks import TASKS
 
@@ -83,11 +83,27 @@ def test_every_kind_overfits_one_batch(kind: str) -> None:
 
 @pytest.mark.parametrize("options", [
     {"code_heads": "one"}, {"tie_heads": True}, {"sum_levels": "off"}, {"timestep": True}, {"causal_size": 2},
-    {"languages": 3, "tones": 2},
+    {"languages": ("en-us", "de"), "tones": 2},
 ])  # fmt: skip
 def test_every_option_overfits_one_batch(options: dict) -> None:
     model = build("ar+nar-len", **options)
-    samples = [replace(s, language=i % model.config.languages) for i, s in enumerate(rows(model.config))]
+    samples = [replace(s, language=i % (1 + len(model.config.languages))) for i, s in enumerate(rows(model.config))]
+    figures = _overfit(model, samples)
+    assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
+
+
+@pytest.mark.parametrize("kind", ["v2-ar", "v2-nar"])
+def test_rows_that_ask_for_one_level_overfit_and_teach_no_other(kind: str) -> None:
+    model = build(kind)
+    samples = [replace(row, asked=level) for level in range(LEVELS) for row in rows(model.config)]
+    packed = pack(samples, model.layout)
+    assert {tuple(np.flatnonzero((row != IGNORE).any(-1).numpy())) for row in packed.target} == {
+        (k,) for k in range(LEVELS)
+    }
+    model.loss(pack(samples[:1], model.layout))[0].backward()
+    assert model.heads.heads[0].weight.grad.abs().max() > 0
+    assert all(head.weight.grad is None or not head.weight.grad.any() for head in model.heads.heads[1:])
+    model.zero_grad()
     figures = _overfit(model, samples)
     assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
 
@@ -143,7 +159,7 @@ def test_level_factors_weigh_the_levels() -> None:
     ({"kind": "v2-ar", "tie_heads": True}, "tie_heads"),
     ({"kind": "nar", "tasks": ("tts", "stt")}, "only adds levels"),
     ({"kind": "v2-nar", "alignment": True}, "set it to false"),
-    ({"kind": "v2-ar", "level_weights": (1.0,)}, "level_weights"),
+    ({"kind": "ar-depth", "level_weights": (1.0,)}, "level_weights"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_with_the_reason(options: dict, reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ class Utterance:
     Attributes:
         phones: int64 [S] token ids.
         codes: int16 [L, T].
+        language: espeak-ng's name.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Utterance:
     text: str
     phones: np.ndarray
     codes: np.ndarray
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,18 @@ class CodesCorpus:
     @cached_property
     def by_speaker(self) -> dict[str, np.ndarray]:
         """Indices int64 of each speaker's utterances."""
-        out: dict[str, list[int]] = defaultdict(list)
+        return self._groups(lambda utterance: utterance.speaker)
+
+    @cached_property
+    def by_tongue(self) -> dict[tuple[str, str], np.ndarray]:
+        """Indices int64 of each speaker's utterances in each language: what may be joined."""
+        return self._groups(lambda utterance: (utterance.speaker, utterance.language))
+
+    def _groups(self, key: Callable[[Utterance], Any]) -> dict[Any, np.ndarray]:
+        out: dict[Any, list[int]] = defaultdict(list)
         for index, utterance in enumerate(self.utterances):
-            out[utterance.speaker].append(index)
-        return {speaker: np.array(rows) for speaker, rows in out.items()}
+            out[key(utterance)].append(index)
+        return {name: np.array(rows) for name, rows in out.items()}
 
     @property
     def hours(self) -> float:
@@ -97,7 +108,7 @@ class CodesCorpus:
 
 def _rows(table: pa.Table, tokenizer: Tokenizer, split: str, shard: Path) -> list[Utterance]:
     out = []
-    columns = ("id", "speaker", "split", "text", "phones", "levels", "frames")
+    columns = ("id", "speaker", "language", "split", "text", "phones", "levels", "frames")
     codes = table["codes"].combine_chunks()
     values, offsets = codes.values.to_numpy(zero_copy_only=False), codes.offsets.to_numpy()
     for index, row in enumerate(table.select(columns).to_pylist()):
@@ -107,7 +118,6 @@ def _rows(table: pa.Table, tokenizer: Tokenizer, split: str, shard: Path) -> lis
         if len(flat) != row["levels"] * row["frames"]:
             raise ValueError(f"{shard}: row {row['id']} holds {len(flat)} codes, not {row['levels']} x {row['frames']}")
         phones = np.array(tokenizer.encode(row["phones"]), dtype=np.int64)
-        out.append(
-            Utterance(row["id"], row["speaker"], row["text"], phones, flat.reshape(row["levels"], row["frames"]))
-        )
+        matrix = flat.reshape(row["levels"], row["frames"])
+        out.append(Utterance(row["id"], row["speaker"], row["text"], phones, matrix, row["language"]))
     return out

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vall_e.config import JoinConfig, ModelConfig, TrainConfig
+from vall_e.config import JoinConfig, ModelConfig, TokenDropoutConfig, TrainConfig
 from vall_e.corpus.splits import held_out
 from vall_e.data.corpus import CodesCorpus, Utterance
 from vall_e.data.makers import MAKERS, Given
@@ -45,7 +45,8 @@ class SampleMaker:
         *,
         augment: bool,
     ) -> None:
-        self.corpus, self.train, self.codes, self.space, self.augment = corpus, train, codes, space, augment
+        self.corpus, self.train, self.model = corpus, train, model
+        self.codes, self.space, self.augment = codes, space, augment
         self.levels = corpus.silence.shape[0]
         self.held_out_seed, self.held_out_fraction = held_out_seed, held_out_fraction
         self.kind, self.layout = KINDS[model.kind], Layout.of(model, self.levels, codes, 0)
@@ -80,20 +81,29 @@ class SampleMaker:
         task = self.tasks[int(rng.choice(len(self.tasks), p=self.task_p))] if len(self.tasks) > 1 else self.tasks[0]
         mode, level = self._mode(rng) if TASKS[task].parallel else ("ar", 0)
         corrupted = None
+        language = self.model.language_id(clips[0].language)
         if self.augment and TASKS[task].parallel:
             if rng.random() < self.train.text_dropout:
-                phones, spoken = phones[:0], None
+                phones, spoken, language = phones[:0], None, 0
             if rng.random() < self.train.prompt_dropout:
                 prompt = prompt[:, :0]
+            if language and rng.random() < self.train.language_dropout:
+                language = 0
             corrupted = self._corrupt(response, rng)
+            if level and self.train.token_dropout is not None:
+                corrupted[level - 1] = dropped(corrupted[level - 1], self.codes, self.train.token_dropout, rng)
+        asked = None
+        if self.train.level_loss == "one" and TASKS[task].parallel:
+            asked = int(rng.choice(self.levels, p=self.level_p))
         if mode == "mask":
-            corrupted = self._hide(response, rng)
+            corrupted = self._hide(response, asked, rng)
         if response.shape[1] > limit:
             raise ValueError(
                 f"utterance {clips[0].id} has {response.shape[1] / self.corpus.frame_rate:.1f} s, above "
                 f"train.max_response_seconds {self.train.max_response_seconds}: raise it or lower ingest.max_seconds"
             )
-        sample = Sample(phones, prompt, response, level, corrupted, spoken if mode == "ar" else None, mode)
+        spoken = spoken if mode == "ar" else None
+        sample = Sample(phones, prompt, response, level, corrupted, spoken, mode, language=language, asked=asked)
         if task == "tts":
             return sample
         text = " ".join(clip.text for clip in clips)
@@ -109,7 +119,7 @@ class SampleMaker:
 
     def _clips(self, index: int, join: JoinConfig, step: int, rng: np.random.Generator) -> list[Utterance]:
         first = self.corpus.utterances[index]
-        pool = self.corpus.by_speaker[first.speaker]
+        pool = self.corpus.by_tongue[first.speaker, first.language]
         least, most = join.min_clips, join.max_clips
         if step < join.curriculum_steps:
             least = 1
@@ -173,7 +183,7 @@ class SampleMaker:
         start = int(rng.integers(max(1, codes.shape[1] - wanted + 1)))
         return codes[:, start : start + wanted].astype(np.int64)
 
-    def _hide(self, response: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _hide(self, response: np.ndarray, asked: int | None, rng: np.random.Generator) -> np.ndarray:
         """The response with masks (n): of level 0, or of one level with all above it (SoundStorm, 2305.09636, section
         3.3), or of all levels alike (``train.mask_levels``)."""
         share = self.train.mask_share
@@ -186,7 +196,7 @@ class SampleMaker:
         elif self.train.mask_levels == "all":
             hidden = list(range(self.levels))
         else:
-            first = int(rng.choice(self.levels, p=self.level_p))
+            first = int(rng.choice(self.levels, p=self.level_p)) if asked is None else asked
             seen[first + 1 :] = self.codes
             hidden = [first]
         for level in hidden:
@@ -213,6 +223,16 @@ def spans(frames: int, share: float, lengths: tuple[int, int], rng: np.random.Ge
     for start, length in zip(starts, rng.integers(lengths[0], lengths[1] + 1, size=len(starts)), strict=True):
         out[start : start + length] = True
     return out
+
+
+def dropped(codes: np.ndarray, count: int, settings: TokenDropoutConfig, rng: np.random.Generator) -> np.ndarray:
+    """Codes int64 [T] of 0..``count`` with a share nudged to a neighbouring code, or masked (``count``)."""
+    chosen = rng.random(len(codes)) < settings.rate
+    if settings.form == "mask":
+        return np.where(chosen, count, codes)
+    step = np.where(rng.random(len(codes)) < 0.5, -1, 1)
+    step = np.where(codes == 0, 1, np.where(codes >= count - 1, -1, step))  # a nudge at an end goes inward
+    return np.where(chosen & (codes < count), codes + step, codes)
 
 
 def diagonal(phones: int, frames: int) -> np.ndarray:

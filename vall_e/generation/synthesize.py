@@ -195,10 +195,16 @@ class Voice:
                 prefix = prompt
             expected = len(phones) * self.config.seconds_per_phone
             limit = min(sampling.max_seconds, 1.0 + LONGEST * expected)
-            samples.append(Sample(text, prompt, prefix))
+            samples.append(Sample(text, prompt, prefix, language=self._language_id(request)))
             limits.append(max(1, round(limit * self.codec.frame_rate)))
             notes.append(warnings)
         return samples, limits, notes
+
+    def _language_id(self, request: Request) -> int:
+        try:
+            return self.config.model.language_id(request.language or self.config.language)
+        except ValueError as error:
+            raise SpeechError(str(error)) from None
 
     def _ids(self, phones: Sequence[str]) -> np.ndarray:
         """Token ids int64 [S]; a phone never seen with its stress mark is read without it, or with another one."""

@@ -22,7 +22,7 @@ from vall_e.nn.bitlinear import use_linear
 from vall_e.nn.lora import adapter_state, load_adapter_state
 from vall_e.nn.weights import WeightsError, fill, read_tensors
 
-VERSION = 2
+VERSION = 3
 WHOLE = "config.json and model.safetensors must come from one training: copy the whole folder, or run the train stage"
 
 
@@ -36,7 +36,7 @@ class VoiceConfig(Section):
     ``seconds_per_phone`` is the mean of the training texts; ``prompt_seconds`` the longest prompt seen in training.
     """
 
-    version: Literal[2] = VERSION
+    version: Literal[3] = VERSION
     model: ModelConfig
     levels: PositiveInt
     codes: PositiveInt
@@ -64,7 +64,19 @@ def _rope_section(raw: dict[str, Any]) -> dict[str, Any]:
     return raw | {"model": model}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _rope_section}  # version → the next one's form
+def _named_languages(raw: dict[str, Any]) -> dict[str, Any]:
+    """``model.languages`` was a number of tokens that nothing set."""
+    model = dict(raw.get("model") or {})
+    count = model.pop("languages", 1)
+    if isinstance(count, int) and count > 1:
+        model["languages"] = [f"unnamed-{index}" for index in range(count)]
+    return raw | {"model": model}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {  # version → the next one's form
+    1: _rope_section,
+    2: _named_languages,
+}
 
 
 def save_model(folder: Path, model: VallE, config: VoiceConfig) -> None:

@@ -22,7 +22,8 @@ class Embeddings(nn.Module):
         self.symbol = _table(layout.symbol_ids, dim)
         self.segment = _table(layout.places, dim)
         self.code = nn.ModuleList(_table(layout.code_ids, dim) for _ in range(layout.levels))
-        self.header = nn.ModuleList(_table(1 + n, dim) for n in (len(NAMES), config.languages, config.tones))
+        headers = (len(NAMES), max(1, len(config.languages)), config.tones)
+        self.header = nn.ModuleList(_table(1 + n, dim) for n in headers)
         together = KINDS[config.kind].frames and config.kind != "ar-depth"
         self.codebooks = CodebookEncoder(config, layout.levels) if together else None
         self.timestep = nn.Linear(dim, dim) if config.timestep else None

@@ -77,6 +77,7 @@ class Sample:
         chars: int64 [C], raw text as bytes.
         more: codes int64 [L, N] of the task's other segments by name.
         language, tone: ids, 0 for none.
+        asked: the one level that is to be predicted of a frame; None for all that the mode asks.
     """
 
     text: np.ndarray
@@ -92,6 +93,7 @@ class Sample:
     more: Mapping[str, np.ndarray] = field(default_factory=dict)
     language: int = 0
     tone: int = 0
+    asked: int | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -108,8 +110,8 @@ class Sample:
         return self.prompt if segment == "prompt" else self.more.get(segment, self.prompt[:, :0])
 
     def without_text(self) -> Sample:
-        """The null row of guidance."""
-        return replace(self, text=self.text[:0], spoken=None)
+        """The null row of guidance: neither what is to be said nor its language."""
+        return replace(self, text=self.text[:0], spoken=None, language=0)
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,8 @@ class _Row:
                 self._audio(segment)
         self._restart()
         (self._codes if sample.vocabulary == "codes" else self._symbols)()
+        if sample.asked is not None:
+            self.target[np.arange(layout.levels) != sample.asked] = IGNORE
         self.position[self.at :] = 0
 
     def _take(self, count: int, place: int) -> slice:
