@@ -56,7 +56,7 @@ class _Steps(Dataset):
         return pack(self.batches.batch(self.first + index), self.layout, LENGTHS)
 
 
-class _Data(pl.LightningDataModule):
+class Data(pl.LightningDataModule):
     """Training batches of the current stretch, and a fixed set of validation batches."""
 
     def __init__(self, train: Batches, val: Batches | None, layout: Layout, config: TrainConfig) -> None:
@@ -181,7 +181,7 @@ def train(
     tokenizer = Tokenizer.load(root / "data/phonemize/tokenizer.json")
     codec_folder = root / "models/codec"
     codec = load_codec(params.codec, codec_folder)
-    data, corpus = _load_data(params, root, tokenizer, codec.codes, codec.levels)
+    data, corpus = load_data(params, root, tokenizer, codec.codes, codec.levels)
     torch.manual_seed(params.train.seed)
     model = VallE(params.model.model_copy(update={"lora": None}), codec.levels, codec.codes, len(tokenizer))
     if params.model.codebook_init:
@@ -206,7 +206,7 @@ def train(
     }
 
 
-def _load_data(params: Params, root: Path, tokenizer: Tokenizer, codes: int, levels: int) -> tuple[_Data, CodesCorpus]:
+def load_data(params: Params, root: Path, tokenizer: Tokenizer, codes: int, levels: int) -> tuple[Data, CodesCorpus]:
     space = tokenizer.encode([WORD_GAP])[0]
     similar = root / "data/similar/similar.parquet"
 
@@ -224,11 +224,11 @@ def _load_data(params: Params, root: Path, tokenizer: Tokenizer, codes: int, lev
     if batches is None:
         raise ValueError("no training utterances: look into the rejects.parquet of the stages before")
     _, val = load("val", False)
-    return _Data(batches, val, Layout.of(params.model, levels, codes, len(tokenizer)), params.train), corpus
+    return Data(batches, val, Layout.of(params.model, levels, codes, len(tokenizer)), params.train), corpus
 
 
 def _fit(
-    params: Params, model: VallE, data: _Data, root: Path, work_root: Path, log: Log | None
+    params: Params, model: VallE, data: Data, root: Path, work_root: Path, log: Log | None
 ) -> tuple[Curves, WorkFolder]:
     config = params.train
     if config.threads:
