@@ -43,7 +43,7 @@ def settings(kind: str, more: list[str]) -> list[str]:
 
 
 def pace(params: Params, root: Path, steps: int) -> float:
-    """Median seconds of a training step on the real batches."""
+    """Mean seconds of a training step on the real batches, those after the joining curriculum."""
     tokenizer, codec = (
         Tokenizer.load(root / "data/phonemize/tokenizer.json"),
         load_codec(params.codec, root / "models/codec"),
@@ -51,7 +51,10 @@ def pace(params: Params, root: Path, steps: int) -> float:
     data, _ = load_data(params, root, tokenizer, codec.codes, codec.levels)
     model = VallE(params.model, codec.levels, codec.codes, len(tokenizer)).train()
     optimizer, config, took = build_optimizer(model, params.train), params.train, []
-    for step in tqdm(range(WARM + steps), desc=f"pace of {params.model.kind}", unit="step", mininterval=1):
+    first = config.join.curriculum_steps if config.join is not None else 0
+    for step in tqdm(
+        range(first, first + WARM + steps), desc=f"pace of {params.model.kind}", unit="step", mininterval=1
+    ):
         started = time.perf_counter()
         packed = pack(data.train_batches.batch(step), model.layout, LENGTHS)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16-mixed"):
@@ -61,7 +64,7 @@ def pace(params: Params, root: Path, steps: int) -> float:
         optimizer.step()
         optimizer.zero_grad()
         took.append(time.perf_counter() - started)
-    return statistics.median(took[WARM:])
+    return statistics.fmean(took[WARM:])
 
 
 def figures(root: Path) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def main() -> int:
         "--kinds", nargs="+", default=["ar-depth", "ar+nar", "ar+nar-len", "v2-ar"], choices=list(KINDS)
     )
     parser.add_argument("--minutes", type=float, default=8.0, help="of training for each kind (default: 8)")
-    parser.add_argument("--pace-steps", type=int, default=60, metavar="N", help="steps that the pace is the median of")
+    parser.add_argument("--pace-steps", type=int, default=60, metavar="N", help="steps that the pace is the mean of")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every kind")
     arguments = parser.parse_args()
     root, found = Path("."), {}
