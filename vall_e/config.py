@@ -192,7 +192,7 @@ class TrainConfig(Section):
     input_random: Fraction = Field(0.02, description="response input frames replaced by random codes")
     token_dropout: TokenDropoutConfig | None = None
     task_weights: dict[str, PositiveFloat] | None = Field(
-        None, description="how often each of model.tasks is trained; null is equally often"
+        None, description="how often each of model.tasks is trained; null: equally often, a kind's own len less"
     )
     mask_share: Fraction | None = Field(None, description="kinds with masks: share masked; null is a cosine schedule")
     mask_levels: Literal["one", "all"] = Field(

@@ -245,6 +245,8 @@ def test_tasks_are_mixed_by_their_weights_and_hold_what_they_say() -> None:
             assert s.response.shape[1] > 0
         elif s.task == "vc":
             assert len(s.text) == 0
+    needed = SampleMaker(corpus(), train_config(), model_config("nar-len"), CODES, SPACE, 0, 0.0, augment=True)
+    assert np.mean([needed.make(i % 24, 0, rng).task == "len" for i in range(600)]) == pytest.approx(0.13, abs=0.05)
     with pytest.raises(ValueError, match="task_weights names ns"):
         SampleMaker(corpus(), train_config(task_weights={"ns": 1.0}), config, CODES, SPACE, 0, 0.0, augment=True)
     noisy = model_config("ar+nar", tasks=("tts", "ns"))

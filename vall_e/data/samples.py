@@ -19,6 +19,7 @@ from vall_e.tasks import TASKS
 
 BAND = 0.15  # of a clip's phones: how far from an even pace speech may be
 NARROWEST = 0.75  # phones
+NEEDED = 0.15  # weight of a task that the kind adds by itself (len), where one of model.tasks has 1
 
 
 class SampleMaker:
@@ -55,7 +56,7 @@ class SampleMaker:
             weights[0] = 0.0
         self.level_p = weights / weights.sum()
         self.first_modes = [mode for mode in self.kind.modes if mode != "level"]
-        mix = dict.fromkeys(model.all_tasks, 1.0) | (train.task_weights or {})
+        mix = {task: 1.0 if task in model.tasks else NEEDED for task in model.all_tasks} | (train.task_weights or {})
         unknown = sorted(set(mix) - set(model.all_tasks))
         if unknown:
             raise ValueError(f"train.task_weights names {', '.join(unknown)}, which is not among model.tasks")
