@@ -40,14 +40,14 @@ CODEC = MelCodecConfig(
 )
 
 
-def params(steps: int = 8, **changes: object) -> Params:
+def params(steps: int = 8, model: dict | None = None, sampling: dict | None = None, **changes: object) -> Params:
     settings = {
         "max_steps": steps, "batch_frames": 150, "checkpoint_every": 2, "prompt_seconds": (0.1, 0.2), "threads": 1,
         "precision": "32-true", "join": JoinConfig(max_clips=3), "warmup_steps": 2,
     }  # fmt: skip
     return Params(
-        codec={"mel": CODEC.model_dump()}, model=model_config().model_dump(), encode=EncodeConfig(trim_db=None),
-        train=TrainConfig(**(settings | changes)),
+        codec={"mel": CODEC.model_dump()}, model=model_config(**(model or {})), encode=EncodeConfig(trim_db=None),
+        train=TrainConfig(**(settings | changes)), sampling=sampling or {},
     )  # fmt: skip
 
 
@@ -108,6 +108,39 @@ def test_training_lowers_the_loss_and_leaves_a_voice_that_speaks(tmp_path: Path)
         voice.speak(Request(phones=["x"], prompt=prompt))
     with pytest.raises(SpeechError, match="--ref-text"):
         voice.speak(Request(phones=["a"], prompt=prompt, continue_prompt=True))
+
+
+PLAIN = {"guidance": 0.0, "candidates": 1}
+
+
+@pytest.mark.parametrize("model, train, sampling", [
+    ({"kind": "ar+nar", "tasks": ("tts", "stt", "cse")}, {"token_dropout": {"rate": 0.2}}, {}),
+    ({"kind": "nar-len", "backbone": "retnet", "bidirectional": "flip"}, {}, {}),
+    ({"kind": "ar+nar-len"}, {}, {"first": "mask"}),
+    ({"kind": "v2-nar"}, {"level_loss": "one"}, {}),
+    ({"kind": "v2-ar", "backbone": "yoco", "linear": "ternary"}, {}, {}),
+    ({"layers": 3}, {"layerskip": {"max_dropout": 0.2}}, PLAIN | {"speculation": {"exit_layer": 1, "draft": 3}}),
+    ({"lora": {"rank": 2}}, {"init_from": "models/base"}, {}),
+])  # fmt: skip
+def test_the_family_is_trained_by_one_stage_and_spoken_with_by_one_voice(
+    tmp_path: Path, model: dict, train: dict, sampling: dict
+) -> None:
+    make_project(tmp_path)
+    if "init_from" in train:
+        run(tmp_path, params(1))
+        (tmp_path / "models/voice").rename(tmp_path / "models/base")
+    figures = run(tmp_path, params(3, model, sampling | {"max_seconds": 0.5}, **train))
+    assert all(np.isfinite(value) for name, value in figures.items() if "loss" in name)
+    voice = Voice.load(tmp_path / "models/voice", "cpu")
+    prompt = 0.1 * np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+    one, two = voice.speak_batch([Request(phones=[phone], prompt=prompt, seed=3) for phone in "ab"])
+    assert one.frames > 0 and one.codes.shape == (LEVELS, one.frames) and np.isfinite(two.wav).all()
+    np.testing.assert_array_equal(voice.speak(Request(phones=["b"], prompt=prompt, seed=3)).codes, two.codes)
+    if "init_from" in train:  # the voice behind the adapters is the one that it was before
+        before, after = (load_file(tmp_path / "models" / name / "model.safetensors") for name in ("base", "voice"))
+        kept = {name.replace(".base.", "."): tensor for name, tensor in after.items()}
+        assert set(before) < set(kept), set(before) - set(kept)
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in before.items())
 
 
 def _start(root: Path) -> subprocess.Popen:
