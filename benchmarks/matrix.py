@@ -34,6 +34,7 @@ from vall_e.generation.duration import predict_frames
 from vall_e.generation.nar import fill_levels
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
+from vall_e.tasks import TASKS
 from vall_e.training.module import build_optimizer
 
 LEVELS, CODES, PHONES = 2, 11, 9
@@ -83,7 +84,11 @@ def utterance(seed: int, task: str) -> Sample:
     rng = np.random.default_rng(seed)
     text = rng.integers(3, PHONES, size=4)
     spoken = Sample(text, *(rng.integers(CODES, size=(LEVELS, frames)) for frames in (5, 7)))
-    return MAKERS[task](Given(spoken, "ab c", rng.integers(CODES, size=(LEVELS, 6)), rng))
+    given = Given(spoken, "ab c", rng.integers(CODES, size=(LEVELS, 6)), rng)
+    if TASKS[task].mixture is not None:
+        mixed, noise = rng.integers(CODES, size=(2, LEVELS, 7))
+        given = replace(given, mixed=mixed, noise=noise)
+    return MAKERS[task](given)
 
 
 def hide(sample: Sample, frames: bool, rng: np.random.Generator) -> Sample:

@@ -9,7 +9,8 @@ from stages.runner import Context, Figures, Stage, main
 
 ABOUT = """\
 Trim, level and resample every recording that has phones, and write its codes with text, phones, speaker and split into
-Parquet shards of encode.shard_size utterances. encode.speeds adds copies of the training utterances at other speeds.
+Parquet shards of encode.shard_size utterances. encode.speeds adds copies of the training utterances at other speeds,
+encode.mixtures every clip in noise and under another voice (mixtures-*.parquet, for the tasks ns, sr, nse and tse).
 Finished shards wait in .work/, so a killed run goes on where it was."""
 
 

@@ -13,6 +13,7 @@ from vall_e.data.makers import MAKERS, Given
 from vall_e.family import KINDS, ModelConfig
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
+from vall_e.tasks import TASKS
 
 LEVELS, CODES, PHONES = 3, 11, 9
 
@@ -61,9 +62,13 @@ def rows(model: ModelConfig, seed: int = 0) -> list[Sample]:
 
 
 def of_task(task: str, seed: int = 0, **sizes: int) -> Sample:
-    """A sample of any task that can be made of one utterance."""
+    """A sample of any task."""
     rng = np.random.default_rng(seed)
-    return MAKERS[task](Given(sample(rng, **sizes), "ab c", rng.integers(CODES, size=(LEVELS, 9)), rng))
+    given = Given(sample(rng, **sizes), "ab c", rng.integers(CODES, size=(LEVELS, 9)), rng)
+    if TASKS[task].mixture is not None:
+        mixed, noise = rng.integers(CODES, size=(2, *given.sample.response.shape))
+        given = replace(given, mixed=mixed, noise=noise)
+    return MAKERS[task](given)
 
 
 def corpus(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vall_e.family import KINDS, Levels, ModelConfig
 from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
+from vall_e.tasks import TASKS
 
 
 class ConfigError(ValueError):
@@ -108,6 +109,29 @@ class CodecConfig(Section):
     mel: MelCodecConfig = MelCodecConfig()
 
 
+class MixturesConfig(Section):
+    """Each clip in noise and each clip under another voice, for the tasks ns, sr, nse and tse (2308.06873)."""
+
+    noise: str | None = Field(None, description="folder of noise recordings, any rate; null: nothing in noise")
+    rirs: str | None = Field(None, description="folder of room impulse responses; null: no rooms")
+    rir_share: Fraction = Field(0.3, description="share of the mixtures that is heard in a room; clean targets are not")
+    snr_db: tuple[float, float] = Field((-5.0, 20.0), description="lowest and highest level above the noise, dB")
+    overlap_db: tuple[float, float] | None = Field(
+        (-5.0, 5.0), description="lowest and highest level above the other voice, dB; null: no other voices"
+    )
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MixturesConfig:
+        if self.noise is None and self.overlap_db is None:
+            raise ValueError("encode.mixtures has neither noise nor overlap_db: name a folder, or set mixtures to null")
+        for name in ("snr_db", "overlap_db"):
+            low, high = getattr(self, name) or (0.0, 0.0)
+            if not -100.0 <= low <= high <= 100.0:
+                raise ValueError(f"encode.mixtures.{name} is a range [lowest, highest] of dB, -100 to 100")
+        return self
+
+
 class EncodeConfig(Section):
     shard_size: PositiveInt = 1000
     batch_seconds: PositiveFloat = Field(60.0, description="seconds of audio in one codec batch, padding included")
@@ -115,6 +139,7 @@ class EncodeConfig(Section):
     trim_db: float | None = Field(40.0, description="edges this far below the peak are silence; null keeps them")
     trim_margin_seconds: Annotated[float, Field(ge=0.0)] = 0.05
     speeds: tuple[PositiveFloat, ...] = Field((), description="copies at other speeds, each a speaker of its own")
+    mixtures: MixturesConfig | None = None
     workers: PositiveInt = 1
     max_reject_rate: Fraction = 0.05
 
@@ -341,6 +366,12 @@ class Params(Section):
             raise ValueError(f"train.layerskip: backbone {self.model.backbone} has no early exits")
         if self.train.layerskip is not None and self.model.layers < 2:
             raise ValueError("train.layerskip needs model.layers of 2 or more")
+        mixed = self.encode.mixtures
+        there = {"noise": mixed and mixed.noise, "overlap": mixed and mixed.overlap_db}
+        for task in self.model.tasks:
+            if (kind := TASKS[task].mixture) is not None and there[kind] is None:
+                key = {"noise": "noise (a folder of recordings)", "overlap": "overlap_db"}[kind]
+                raise ValueError(f"model.tasks: {task} is learned from mixtures: set encode.mixtures.{key}")
         return self
 
 

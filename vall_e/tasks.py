@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Vocabulary = Literal["codes", "phones", "chars", "digits"]
+Mixed = Literal["noise", "overlap"]
 Segment = Literal["text", "chars", "prompt", "source", "before", "middle", "after"]
 
 SYMBOLS: tuple[Vocabulary, ...] = ("phones", "chars", "digits")  # outputs that are one symbol a step
@@ -30,6 +31,7 @@ class Task:
         inputs: segments in their order. ``text`` are phones, ``chars`` raw text, the others are codes.
         output: what is said or written; it decides the head, and its last entry is the stop symbol.
         optional: inputs that may be missing.
+        mixture: what the utterance is mixed with in its samples (encode.mixtures): noise, or another voice at once.
         continues: the prompt is the beginning of the output, and the text holds its transcript.
         parallel: the output can also be made by parallel passes (codes); the others are autoregressive only.
     """
@@ -37,6 +39,7 @@ class Task:
     inputs: tuple[Segment, ...]
     output: Vocabulary = "codes"
     optional: tuple[Segment, ...] = ()
+    mixture: Mixed | None = None
     continues: bool = False
 
     @property
@@ -51,11 +54,11 @@ TASKS: dict[str, Task] = {
     "phn": Task(("chars",), "phones"),
     "un-phn": Task(("text",), "chars"),
     "len": Task(("text", "prompt"), "digits", optional=("prompt",)),
-    "ns": Task(("text", "source"), optional=("text",)),
-    "sr": Task(("text", "source"), optional=("text",)),
-    "tse": Task(("text", "prompt", "source"), optional=("text",)),
+    "ns": Task(("text", "source"), optional=("text",), mixture="noise"),
+    "sr": Task(("text", "source"), optional=("text",), mixture="noise"),
+    "tse": Task(("text", "prompt", "source"), optional=("text",), mixture="overlap"),
     "cse": Task(("text", "before", "middle", "after"), optional=("before", "middle", "after")),
-    "nse": Task(("text", "before", "middle", "after"), optional=("before", "middle", "after")),
+    "nse": Task(("text", "before", "middle", "after"), optional=("before", "middle", "after"), mixture="noise"),
     "vc": Task(("prompt",)),
 }
 NAMES = tuple(TASKS)

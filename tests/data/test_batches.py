@@ -250,7 +250,7 @@ def test_tasks_are_mixed_by_their_weights_and_hold_what_they_say() -> None:
     with pytest.raises(ValueError, match="task_weights names ns"):
         SampleMaker(corpus(), train_config(task_weights={"ns": 1.0}), config, CODES, SPACE, 0, 0.0, augment=True)
     noisy = model_config("ar+nar", tasks=("tts", "ns"))
-    with pytest.raises(ValueError, match="nothing to learn ns"):
+    with pytest.raises(ValueError, match="no mixtures to learn ns from: set encode.mixtures.noise"):
         SampleMaker(corpus(), train_config(), noisy, CODES, SPACE, 0, 0.0, augment=True)
 
 

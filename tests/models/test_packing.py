@@ -82,7 +82,7 @@ def test_positions_count_anew_in_each_segment_or_go_on(rng: np.random.Generator)
     assert running == list(range(14))
 
 
-@pytest.mark.parametrize("task", ["tts", "tts-c", "stt", "phn", "un-phn", "len", "cse", "vc"])
+@pytest.mark.parametrize("task", NAMES)
 def test_every_task_can_be_read_back(task: str) -> None:
     """Pack → unpack returns the segments of the task's row and what it writes, then its stop symbol."""
     layout, s = Layout(LEVELS, CODES, PHONES), of_task(task)

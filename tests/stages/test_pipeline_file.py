@@ -32,19 +32,19 @@ def _upstream(stage: str) -> set[str]:
 
 
 def _closure(start: Path) -> set[str]:
-    """The library's files that a stage imports, directly or not."""
+    """The library's files that a stage imports, directly or not through others that shape its result."""
     seen: set[Path] = set()
     todo = [start]
     while todo:
         path = todo.pop()
-        if path in seen:
+        if path in seen or path.relative_to(ROOT).as_posix() in NO_DEPENDENCY:
             continue
         seen.add(path)
         for name in imports(path):
             module = ROOT.joinpath(*name.split(".")).with_suffix(".py")
             if name.startswith("vall_e.") and module.is_file():
                 todo.append(module)
-    return {path.relative_to(ROOT).as_posix() for path in seen} - NO_DEPENDENCY
+    return {path.relative_to(ROOT).as_posix() for path in seen}
 
 
 def _keys(section: Section, path: str = "") -> list[str]:

@@ -2,20 +2,16 @@
 
 A recording is trimmed, brought to one loudness and resampled to the codec's rate; ``encode.speeds`` adds copies of
 training utterances at other speeds, whose pitch moves with the speed, as speakers of their own (``name@0.9``).
+``encode.mixtures`` adds each training and validation clip in noise and under another voice, in tables of their own.
 
-The codes of a clip do not depend on its neighbours in a batch: clips of different lengths share one only when the
-codec is ``padding_safe``; each clip is filled up to whole frames. Shards do not depend on each other, so any number
-of processes, killed and started again, writes the same bytes.
-
-Dimensions: N samples, L levels, T frames.
+Shards do not depend on each other, so any number of processes, killed and started again, writes the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,36 +22,22 @@ import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
-from vall_e.audio import AudioError, load, normalize_loudness, resample, trim_silence
 from vall_e.codecs.base import Codec, load_codec
 from vall_e.config import CodecConfig, EncodeConfig, Params
+from vall_e.corpus.clips import STAGE, encode_clips, prepare
 from vall_e.corpus.executor import one_thread, run_shards
-from vall_e.corpus.quality import check_reject_rate, count_rules, reject, write_rejects
-from vall_e.corpus.schema import CODES, MANIFEST, PHONES, REJECTS, read_rows, read_table, write_table
-from vall_e.corpus.work import WorkFolder, key_of, write_atomic
+from vall_e.corpus.mixtures import Mixer, Partners, Sources, Voice, encode_mixtures, survey
+from vall_e.corpus.quality import Row, check_reject_rate, count_rules, write_rejects
+from vall_e.corpus.schema import CODES, MANIFEST, MIXTURES, PHONES, REJECTS, read_rows, read_table, write_table
+from vall_e.corpus.splits import TEST
+from vall_e.corpus.work import WorkFolder, digest_of, key_of, write_atomic
 
-STAGE = "encode"
 SILENCE_SECONDS = 0.5
 SILENCE_NOISE = 3e-4  # digital silence is a sound that no recording has
-MIN_SECONDS = 0.1
-MIN_PEAK = 1e-5
 WINDOW_BATCHES = 16  # batches are drawn from this many batches' worth of audio, so that memory stays flat
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A waveform at the codec's rate, filled up to whole frames.
-
-    Attributes:
-        wav: float32 [N], N a multiple of the samples per frame.
-        frames: T.
-        seconds: before filling up.
-    """
-
-    row: dict[str, Any]
-    wav: np.ndarray
-    frames: int
-    seconds: float
+WAVES_MIXED = 3  # of a clip besides its own: in noise, the noise, under another voice
+Tools = tuple[Codec, Mixer | None]
+Job = tuple[int, list[dict[str, Any]], Mapping[str, Sequence[Voice]]]  # a shard, its utterances, other voices by clip
 
 
 def encode(
@@ -67,7 +49,8 @@ def encode(
     work_root: Path = Path(".work"),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Write ``shard-00000.parquet`` and so on, ``rejects.parquet`` and ``codec.json`` into ``out_dir``.
+    """Write ``shard-00000.parquet`` and so on, with ``encode.mixtures`` ``mixtures-00000.parquet`` and so on beside
+    them, ``rejects.parquet`` and ``codec.json`` into ``out_dir``.
 
     Args:
         manifest: table MANIFEST.
@@ -77,33 +60,37 @@ def encode(
         progress: show a bar on stderr.
 
     Returns:
-        flat figures: seconds, kept, rejected by rule, copies, hours, frames, shards.
+        flat figures: seconds, kept, rejected by rule, copies, hours, frames, shards; with mixtures also noisy and
+        overlapped, numbers of mixtures.
 
     Raises:
         ValueError: nothing is left to encode.
+        ConfigError: a folder of ``encode.mixtures`` has nothing to mix with.
         RejectRateError: more utterances were rejected than ``encode.max_reject_rate`` allows.
     """
     started = time.perf_counter()
-    settings = config.encode
+    settings, mixed = config.encode, config.encode.mixtures
     rows = _utterances(manifest, phones)
     if not rows:
         raise ValueError(f"{phones} and {manifest} have no utterance in common: run ingest and phonemize again")
+    sources, unusable = (None, []) if mixed is None else survey(mixed)
+    partners = None if mixed is None or mixed.overlap_db is None else Partners(rows, mixed.seed)
     shards = [rows[at : at + settings.shard_size] for at in range(0, len(rows), settings.shard_size)]
-    work = WorkFolder(STAGE, _key(config, manifest, phones, codec_folder), work_root)
+    work = WorkFolder(STAGE, _key(config, manifest, phones, codec_folder, sources), work_root)
     pending = [index for index in range(len(shards)) if not work.done(_shard_name(index))]
     with tqdm(total=len(rows), unit="utt", desc=STAGE, mininterval=1, disable=not progress) as bar:
         bar.update(len(rows) - sum(len(shards[index]) for index in pending))
         run_shards(
-            partial(load_codec, config.codec, codec_folder, _device(config.codec)),
+            partial(_tools, config, codec_folder, sources),
             partial(_write_shard, settings, work.path),
-            [(index, shards[index]) for index in pending],
+            [(i, shards[i], {} if partners is None else partners.of(shards[i], settings)) for i in pending],
             settings.workers,
             bar.update,
         )
     with one_thread():
         facts = json.dumps(codec_facts(load_codec(config.codec, codec_folder)), indent=1) + "\n"
     work.commit("codec.json", lambda path: path.write_text(facts, encoding="utf-8"))
-    figures = _finish(settings, work, len(shards), out_dir, {row["id"] for row in rows})
+    figures = _finish(settings, work, len(shards), out_dir, {row["id"] for row in rows}, unusable)
     return figures | {"seconds": round(time.perf_counter() - started, 2)}
 
 
@@ -128,71 +115,6 @@ def load_codes(folder: str | Path, columns: Sequence[str] | None = None) -> pa.T
     return pa.concat_tables([read_table(path, CODES, columns) for path in paths]).unify_dictionaries()
 
 
-def batches(frames: Sequence[int], limit: int, mixed: bool) -> list[list[int]]:
-    """Indices of clips, batched by length: frames times rows stays within ``limit`` unless one clip is longer.
-
-    Args:
-        frames: T of each clip.
-        limit: frames in one batch, padding included.
-        mixed: clips of different lengths may share a batch.
-    """
-    out: list[list[int]] = []
-    for index in sorted(range(len(frames)), key=lambda i: (frames[i], i)):
-        length = frames[index]
-        last = out[-1] if out else []
-        if last and (len(last) + 1) * length <= limit and (mixed or frames[last[0]] == length):
-            last.append(index)
-        else:
-            out.append([index])
-    return out
-
-
-def prepare(row: dict[str, Any], settings: EncodeConfig, codec: Codec) -> tuple[list[Clip], list[dict[str, Any]]]:
-    """The clips of one utterance, its copies at other speeds among them, and the rejects (schema REJECTS)."""
-    try:
-        wav, rate = load(row["path"])
-    except AudioError as error:
-        return [], [reject(row["id"], STAGE, "unreadable", error.reason)]
-    peak = float(np.abs(wav).max())
-    if peak < MIN_PEAK:
-        return [], [reject(row["id"], STAGE, "silent", f"peak {peak:.1e}", f"{MIN_PEAK:.0e}")]
-    if settings.trim_db is not None:
-        wav = trim_silence(wav, rate, settings.trim_db, settings.trim_margin_seconds)
-    if settings.loudness_lufs is not None:
-        wav = normalize_loudness(wav, rate, settings.loudness_lufs)
-    clips, rejects = [], []
-    for speed in (1.0, *(settings.speeds if row["split"] == "train" else ())):
-        suffix = "" if speed == 1.0 else f"@{speed:g}"
-        copy = row | {"id": row["id"] + suffix, "speaker": row["speaker"] + suffix, "source": row["id"]}
-        played = resample(wav, round(rate * speed), codec.sample_rate)
-        seconds = len(played) / codec.sample_rate
-        if seconds < MIN_SECONDS:
-            rejects.append(reject(copy["id"], STAGE, "too_short", f"{seconds:.3f} s", f"{MIN_SECONDS} s"))
-            continue
-        hop = round(codec.sample_rate / codec.frame_rate)
-        whole = np.pad(played, (0, -len(played) % hop))
-        clips.append(Clip(copy, whole, len(whole) // hop, seconds))
-    return clips, rejects
-
-
-def encode_clips(codec: Codec, clips: Sequence[Clip], batch_seconds: float) -> list[dict[str, Any]]:
-    """Rows of schema CODES, in the order of ``clips``."""
-    rows: list[dict[str, Any]] = [{}] * len(clips)
-    mixed = bool(getattr(codec, "padding_safe", False))
-    for batch in batches([clip.frames for clip in clips], int(batch_seconds * codec.frame_rate), mixed):
-        longest = max(len(clips[i].wav) for i in batch)
-        wav = torch.from_numpy(np.stack([np.pad(clips[i].wav, (0, longest - len(clips[i].wav))) for i in batch]))
-        codes = codec.encode(wav[:, None]).cpu().numpy().astype(np.int16)
-        for i, code in zip(batch, codes, strict=True):
-            clip = clips[i]
-            kept = {name: clip.row[name] for name in ("id", "speaker", "language", "split", "text", "phones", "source")}
-            rows[i] = kept | {
-                "frames": clip.frames, "levels": codec.levels, "seconds": clip.seconds,
-                "codes": code[:, : clip.frames].reshape(-1),
-            }  # fmt: skip
-    return rows
-
-
 def _utterances(manifest: Path, phones: Path) -> list[dict[str, Any]]:
     """Manifest rows with text and phones, ordered by id."""
     spoken = {row["id"]: row for row in read_rows(phones, PHONES)}
@@ -201,11 +123,16 @@ def _utterances(manifest: Path, phones: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["id"])
 
 
-def _key(config: Params, manifest: Path, phones: Path, codec_folder: Path) -> str:
-    package = Path(__file__).parent.parent
+def _key(config: Params, manifest: Path, phones: Path, codec_folder: Path, sources: Sources | None = None) -> str:
+    corpus = Path(__file__).parent
     params = config.encode.model_dump(mode="json", exclude={"workers", "max_reject_rate"})
-    code = [Path(__file__), Path(__file__).with_name("schema.py"), package / "audio.py", package / "codecs"]
-    return key_of(Path(manifest), Path(phones), Path(codec_folder), config.codec.name, params=params, code=code)
+    own = [Path(__file__), *(corpus / f"{name}.py" for name in ("clips", "mixing", "mixtures", "schema"))]
+    code = [*own, corpus.parent / "audio.py", corpus.parent / "codecs"]
+    found = {} if sources is None else {"noises": sources.noises, "rooms": sources.rooms}
+    sounds = [f"{kind} {name} {digest_of(path)}" for kind, paths in found.items() for name, path in paths.items()]
+    return key_of(
+        Path(manifest), Path(phones), Path(codec_folder), config.codec.name, *sounds, params=params, code=code
+    )
 
 
 def _device(config: CodecConfig) -> str:
@@ -214,16 +141,20 @@ def _device(config: CodecConfig) -> str:
     return config.device
 
 
-def _write_shard(
-    settings: EncodeConfig,
-    folder: Path,
-    codec: Codec,
-    job: tuple[int, list[dict[str, Any]]],
-    advance: Callable[[int], Any],
-) -> None:
-    index, rows = job
+def _tools(config: Params, codec_folder: Path, sources: Sources | None) -> Tools:
+    """What a process works with."""
+    codec, mixed = load_codec(config.codec, codec_folder, _device(config.codec)), config.encode.mixtures
+    if mixed is None or sources is None:
+        return codec, None
+    return codec, Mixer(mixed, config.encode, sources, codec.sample_rate)
+
+
+def _write_shard(settings: EncodeConfig, folder: Path, tools: Tools, job: Job, advance: Callable[[int], Any]) -> None:
+    codec, mixer = tools
+    index, rows, voices = job
     done: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
+    mixed: list[dict[str, Any]] = []
+    rejected: list[Row] = []
     for window in _windows(rows, settings):
         clips = []
         for row in window:
@@ -231,14 +162,21 @@ def _write_shard(
             clips += good
             rejected += bad
         done += encode_clips(codec, clips, settings.batch_seconds)
+        if mixer is not None:
+            seen = [clip for clip in clips if clip.row["split"] != TEST]
+            made = [m for clip in seen for m in mixer.mixtures(clip, voices.get(clip.row["id"], ()))]
+            mixed += encode_mixtures(codec, made, settings.batch_seconds)
         advance(len(window))
     # The shard is what marks its work as done, so it comes last.
     write_atomic(folder / _rejects_name(index), lambda path: write_table(rejected, REJECTS, path))
+    if mixer is not None:
+        write_atomic(folder / _mixtures_name(index), lambda path: write_table(mixed, MIXTURES, path))
     write_atomic(folder / _shard_name(index), lambda path: write_table(done, CODES, path))
 
 
 def _windows(rows: list[dict[str, Any]], settings: EncodeConfig) -> Iterator[list[dict[str, Any]]]:
-    limit = WINDOW_BATCHES * settings.batch_seconds / (1 + len(settings.speeds))
+    waves = (1 + len(settings.speeds)) * (1 if settings.mixtures is None else 1 + WAVES_MIXED)
+    limit = WINDOW_BATCHES * settings.batch_seconds / waves
     window: list[dict[str, Any]] = []
     total = 0.0
     for row in rows:
@@ -251,17 +189,24 @@ def _windows(rows: list[dict[str, Any]], settings: EncodeConfig) -> Iterator[lis
         yield window
 
 
-def _finish(settings: EncodeConfig, work: WorkFolder, count: int, out_dir: Path, ids: set[str]) -> dict[str, Any]:
-    """Check and publish; ``ids`` are the utterances that were asked for, without their copies."""
-    rejects = [row for index in range(count) for row in read_rows(work.path / _rejects_name(index), REJECTS)]
+def _finish(
+    settings: EncodeConfig, work: WorkFolder, count: int, out_dir: Path, ids: set[str], unusable: list[Row]
+) -> dict[str, Any]:
+    """Check and publish.
+
+    Args:
+        ids: utterances that were asked for, without their copies.
+        unusable: rejects of what was to be mixed in.
+    """
+    rejects = [row for index in range(count) for row in read_rows(work.path / _rejects_name(index), REJECTS)] + unusable
     # Also when the check fails, the stage's folder says what was dropped and why.
     write_rejects(rejects, Path(out_dir) / "rejects.parquet")
     table = load_codes(work.path, ["id", "source", "frames", "seconds"])
     kept = pc.sum(pc.equal(table["id"], table["source"])).as_py() or 0
     check_reject_rate(kept, len({row["id"] for row in rejects} & ids), settings.max_reject_rate, STAGE, rejects)
     work.commit("rejects.parquet", lambda path: write_rejects(rejects, path))
-    work.publish(out_dir, [*(_shard_name(index) for index in range(count)), "rejects.parquet", "codec.json"])
-    return {
+    names = [_shard_name(index) for index in range(count)]
+    figures = {
         "kept": kept,
         "rejected": count_rules(rejects),
         "copies": len(table) - kept,
@@ -269,10 +214,21 @@ def _finish(settings: EncodeConfig, work: WorkFolder, count: int, out_dir: Path,
         "frames": pc.sum(table["frames"]).as_py() or 0,
         "shards": count,
     }
+    if settings.mixtures is not None:
+        tables = [_mixtures_name(index) for index in range(count)]
+        names += tables
+        kinds = [row["kind"] for name in tables for row in read_rows(work.path / name, MIXTURES, ["kind"])]
+        figures |= {"noisy": kinds.count("noise"), "overlapped": kinds.count("overlap")}
+    work.publish(out_dir, [*names, "rejects.parquet", "codec.json"])
+    return figures
 
 
 def _shard_name(index: int) -> str:
     return f"shard-{index:05d}.parquet"
+
+
+def _mixtures_name(index: int) -> str:
+    return f"mixtures-{index:05d}.parquet"
 
 
 def _rejects_name(index: int) -> str:

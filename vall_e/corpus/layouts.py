@@ -49,7 +49,7 @@ def read_folder(config: IngestConfig, stage: str) -> tuple[list[Recording], list
     root = Path(config.path)
     if not root.is_dir():
         raise ConfigError(f"ingest.path {config.path}: no such folder; give the folder that holds your recordings")
-    files = list(_walk(root))
+    files = list(recordings(root))
     if not files:
         raise ConfigError(f"ingest.path {config.path}: no {', '.join(EXTENSIONS)} file in it or below it")
     layout = _layout(config, root, files)
@@ -124,7 +124,7 @@ class Names:
         return name
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def recordings(root: Path) -> Iterator[Path]:
     """Recordings below ``root`` in a fixed order. Links are followed, each folder once, so a loop ends."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):

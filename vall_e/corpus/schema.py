@@ -80,6 +80,20 @@ CODES = pa.schema(
     ]
 )
 
+MIXTURES = pa.schema(
+    [
+        _field("id", _STRING, "the utterance that is mixed, as in CODES"),
+        _field("kind", _CATEGORY, "noise, or overlap with another voice"),
+        _field("other", _STRING, "the noise recording below its folder, or the id of the other voice's utterance"),
+        _field("ratio_db", pa.float32(), "level of the utterance above the other, dB over active stretches"),
+        _field("room", _STRING, "the impulse response below its folder; null for none", nullable=True),
+        _field("frames", pa.int32(), "T, as of the utterance alone"),
+        _field("levels", pa.int16(), "L, codebook levels"),
+        _field("codes", pa.list_(pa.int16()), "codes [L, T] of the mixture in row-major order"),
+        _field("noise", pa.list_(pa.int16()), "of the noise alone; null for another voice", nullable=True),
+    ]
+)
+
 SIMILAR = pa.schema(
     [
         _field("id", _STRING, "utterance id"),

@@ -6,6 +6,7 @@ Everything is drawn from the generator that is passed in. Dimensions: L levels, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from vall_e.config import JoinConfig, ModelConfig, TokenDropoutConfig, TrainConf
 from vall_e.corpus.splits import held_out
 from vall_e.data.corpus import CodesCorpus, Utterance
 from vall_e.data.makers import MAKERS, Given
+from vall_e.data.mixtures import join_mixtures, learnable
 from vall_e.family import KINDS, level_shares
 from vall_e.models.packing import Layout, Mode, Sample
 from vall_e.tasks import TASKS
@@ -60,11 +62,7 @@ class SampleMaker:
         unknown = sorted(set(mix) - set(model.all_tasks))
         if unknown:
             raise ValueError(f"train.task_weights names {', '.join(unknown)}, which is not among model.tasks")
-        missing = sorted(set(mix) - set(MAKERS))
-        if missing:
-            raise ValueError(
-                f"this corpus holds nothing to learn {', '.join(missing)} from: leave it out of model.tasks"
-            )
+        mix = learnable(mix, corpus, training=augment)
         self.tasks, shares = list(mix), np.array(list(mix.values()))
         self.task_p = shares / shares.sum()
 
@@ -79,7 +77,7 @@ class SampleMaker:
         phones, response, spoken = self._join(clips, gaps, rng)
         limit = int(self.train.max_response_seconds * self.corpus.frame_rate)
         prompt = self._prompt(clips, rng)
-        task = self.tasks[int(rng.choice(len(self.tasks), p=self.task_p))] if len(self.tasks) > 1 else self.tasks[0]
+        task = self._task(clips, rng)
         mode, level = self._mode(rng) if TASKS[task].parallel else ("ar", 0)
         corrupted = None
         language = self.model.language_id(clips[0].language)
@@ -108,7 +106,24 @@ class SampleMaker:
         if task == "tts":
             return sample
         text = " ".join(clip.text for clip in clips)
-        return MAKERS[task](Given(sample, text, self._prompt(clips, rng), rng))
+        kind = TASKS[task].mixture
+        given = Given(sample, text, self._prompt(clips, rng, noisy=kind == "noise"), rng)
+        if kind is not None:
+            pauses = [round(gap * self.corpus.frame_rate) for gap in gaps]
+            mixed, noise = join_mixtures(response, [self.corpus.mixtures[kind][clip.id] for clip in clips], pauses)
+            given = replace(given, mixed=mixed, noise=noise)
+        return MAKERS[task](given)
+
+    def _task(self, clips: Sequence[Utterance], rng: np.random.Generator) -> str:
+        """One of those that can be made of these clips: some may have no mixture with another voice."""
+        if len(self.tasks) == 1:
+            return self.tasks[0]
+        shares, kinds = self.task_p, [TASKS[task].mixture for task in self.tasks]
+        there = {kind: kind is None or all(clip.id in self.corpus.mixtures[kind] for clip in clips) for kind in kinds}
+        if not all(there.values()):
+            shares = shares * [there[kind] for kind in kinds]
+            shares = shares / shares.sum()
+        return self.tasks[int(rng.choice(len(self.tasks), p=shares))]
 
     def _mode(self, rng: np.random.Generator) -> tuple[Mode, int]:
         """How the response is to be made, and the level of mode ``level``."""
@@ -161,8 +176,9 @@ class SampleMaker:
         frames, have = round(seconds * self.corpus.frame_rate), self.corpus.silence.shape[1]
         return self.corpus.silence[:, (rng.integers(have) + np.arange(frames)) % have]
 
-    def _prompt(self, clips: Sequence[Utterance], rng: np.random.Generator) -> np.ndarray:
-        """Codes int64 [L, P] of the same speaker saying something else, cut or joined to ``train.prompt_seconds``."""
+    def _prompt(self, clips: Sequence[Utterance], rng: np.random.Generator, *, noisy: bool = False) -> np.ndarray:
+        """Codes int64 [L, P] of the same speaker saying something else (in noise), cut or joined to
+        ``train.prompt_seconds``."""
         used = {c.id for c in clips}
         pool = self.corpus.by_speaker[clips[0].speaker]
         near = self.corpus.similar.get(clips[0].id, ())
@@ -174,7 +190,7 @@ class SampleMaker:
             other = self.corpus.utterances[int(rng.choice(source))]
             if other.id in used and len(pool) > len(clips):
                 continue
-            parts.append(other.codes)
+            parts.append(self.corpus.mixtures["noise"][other.id].codes if noisy else other.codes)
             total += other.codes.shape[1]
             if total >= wanted:
                 break

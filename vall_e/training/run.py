@@ -32,6 +32,7 @@ from vall_e.models.checkpoint import VoiceConfig, save_model
 from vall_e.models.packing import Layout, Packed, pack
 from vall_e.models.start import sources, start
 from vall_e.models.vall_e import VallE
+from vall_e.tasks import TASKS
 from vall_e.text.tokenizer import WORD_GAP, Tokenizer
 from vall_e.training.module import VallEModule
 
@@ -209,9 +210,10 @@ def train(
 def load_data(params: Params, root: Path, tokenizer: Tokenizer, codes: int, levels: int) -> tuple[Data, CodesCorpus]:
     space = tokenizer.encode([WORD_GAP])[0]
     similar = root / "data/similar/similar.parquet"
+    mixtures = {kind for task in params.model.all_tasks if (kind := TASKS[task].mixture) is not None}
 
     def load(split: str, augment: bool) -> tuple[CodesCorpus, Batches | None]:
-        corpus = CodesCorpus.load(root / "data/encode", tokenizer, split, similar)
+        corpus = CodesCorpus.load(root / "data/encode", tokenizer, split, similar, mixtures)
         if not corpus.utterances:
             return corpus, None
         ingest = params.ingest
@@ -277,7 +279,8 @@ def _describe(params: Params, corpus: CodesCorpus, levels: int, codes: int, phon
     lineage = {"profile": params.profile, "steps": params.train.max_steps, "train_hours": round(corpus.hours, 4)}
     return VoiceConfig(
         model=params.model.model_copy(update={"init_from": None}),
-        levels=levels, codes=codes, phones=phones, codec=params.codec, encode=params.encode,
+        levels=levels, codes=codes, phones=phones, codec=params.codec,
+        encode=params.encode.model_copy(update={"mixtures": None}),
         sampling=params.sampling, language=params.phonemize.language, with_stress=params.phonemize.with_stress,
         words_apart=params.phonemize.words_apart,
         seconds_per_phone=seconds / max(1, spoken), prompt_seconds=params.train.prompt_seconds[1],
