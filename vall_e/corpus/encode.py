@@ -31,7 +31,7 @@ from vall_e.codecs.base import Codec, load_codec
 from vall_e.config import CodecConfig, EncodeConfig, Params
 from vall_e.corpus.executor import one_thread, run_shards
 from vall_e.corpus.quality import check_reject_rate, count_rules, reject, write_rejects
-from vall_e.corpus.schema import CODES, MANIFEST, PHONES, REJECTS, read_rows, read_table, write_table
+from vall_e.corpus.schema import CODES, MANIFEST, PHONES, REJECTS, read_rows, read_table, shard_files, write_table
 from vall_e.corpus.work import WorkFolder, key_of, write_atomic
 
 STAGE = "encode"
@@ -122,10 +122,7 @@ def load_codes(folder: str | Path, columns: Sequence[str] | None = None) -> pa.T
         FileNotFoundError: there are no shards.
         ValueError: a shard is not readable or lacks a column.
     """
-    paths = sorted(Path(folder).glob("shard-*.parquet"))
-    if not paths:
-        raise FileNotFoundError(f"{folder} has no shards: run the encode stage first")
-    return pa.concat_tables([read_table(path, CODES, columns) for path in paths]).unify_dictionaries()
+    return pa.concat_tables([read_table(path, CODES, columns) for path in shard_files(folder)]).unify_dictionaries()
 
 
 def batches(frames: Sequence[int], limit: int, mixed: bool) -> list[list[int]]:

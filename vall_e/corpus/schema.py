@@ -6,7 +6,7 @@ Tables are zstd Parquet, written under a temporary name and renamed, so that a f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +155,34 @@ def read_table(path: str | Path, schema: pa.Schema, columns: Sequence[str] | Non
 def read_rows(path: str | Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The rows of a table as dictionaries."""
     return read_table(path, schema, columns).to_pylist()
+
+
+def shard_files(folder: str | Path) -> list[Path]:
+    """The tables of an encode folder (schema CODES), in order.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    found = sorted(Path(folder).glob("shard-*.parquet"))
+    if not found:
+        raise FileNotFoundError(f"{folder} has no shards: run the encode stage first")
+    return found
+
+
+def read_encoded(folder: str | Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of an encode folder, a shard in memory at a time: ``columns`` ("id" among them) and ``codes`` int16
+    [L, T].
+
+    Raises:
+        FileNotFoundError: there are no shards.
+        ValueError: a shard is not readable, lacks a column, or holds a row of other codes than it says.
+    """
+    for path in shard_files(folder):
+        table = read_table(path, CODES, (*columns, "levels", "frames", "codes"))
+        codes = table["codes"].combine_chunks()
+        values, offsets = codes.values.to_numpy(zero_copy_only=False), codes.offsets.to_numpy()
+        for index, row in enumerate(table.drop_columns(["codes"]).to_pylist()):
+            flat, shape = values[offsets[index] : offsets[index + 1]], (row["levels"], row["frames"])
+            if len(flat) != shape[0] * shape[1]:
+                raise ValueError(f"{path}: row {row['id']} holds {len(flat)} codes, not {shape[0]} x {shape[1]}")
+            yield row | {"codes": flat.reshape(shape)}

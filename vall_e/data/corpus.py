@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from vall_e.corpus.schema import CODES, SIMILAR, read_rows, read_table
+from vall_e.corpus.schema import SIMILAR, read_encoded, read_rows
 from vall_e.text.tokenizer import Tokenizer
 
 
@@ -44,12 +44,14 @@ class CodesCorpus:
         silence: int16 [L, T] codes of digital silence, for gaps between joined clips.
         frame_rate: frames per second.
         similar: ids of similar utterances by id, best first.
+        residual: whether the codec's levels have an order.
     """
 
     utterances: tuple[Utterance, ...]
     silence: np.ndarray
     frame_rate: float
     similar: Mapping[str, tuple[int, ...]]
+    residual: bool = True
 
     @cached_property
     def by_speaker(self) -> dict[str, np.ndarray]:
@@ -79,35 +81,19 @@ class CodesCorpus:
             ValueError: a damaged shard, or phones that the tokenizer does not know.
         """
         folder = Path(folder)
-        shards = sorted(folder.glob("shard-*.parquet"))
-        if not shards:
-            raise FileNotFoundError(f"{folder} holds no shard-*.parquet: run the encode stage first")
+        columns = ("id", "speaker", "split", "text", "phones")
+        rows = [row for row in read_encoded(folder, columns) if row["split"] == split]
+        utterances = [Utterance(r["id"], r["speaker"], r["text"], _ids(tokenizer, r), r["codes"]) for r in rows]
         facts = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
-        utterances: list[Utterance] = []
-        for shard in shards:
-            utterances += _rows(read_table(shard, CODES), tokenizer, split, shard)
         place = {u.id: i for i, u in enumerate(utterances)}
         near = {}
         if similar is not None:
             for row in read_rows(similar, SIMILAR, ("id", "neighbours")):
                 if row["id"] in place:
                     near[row["id"]] = tuple(place[n] for n in row["neighbours"] if n in place)
-        return cls(tuple(utterances), np.array(facts["silence"], dtype=np.int16), float(facts["frame_rate"]), near)
+        silence, rate = np.array(facts["silence"], dtype=np.int16), float(facts["frame_rate"])
+        return cls(tuple(utterances), silence, rate, near, facts["residual"])
 
 
-def _rows(table: pa.Table, tokenizer: Tokenizer, split: str, shard: Path) -> list[Utterance]:
-    out = []
-    columns = ("id", "speaker", "split", "text", "phones", "levels", "frames")
-    codes = table["codes"].combine_chunks()
-    values, offsets = codes.values.to_numpy(zero_copy_only=False), codes.offsets.to_numpy()
-    for index, row in enumerate(table.select(columns).to_pylist()):
-        if row["split"] != split:
-            continue
-        flat = values[offsets[index] : offsets[index + 1]]
-        if len(flat) != row["levels"] * row["frames"]:
-            raise ValueError(f"{shard}: row {row['id']} holds {len(flat)} codes, not {row['levels']} x {row['frames']}")
-        phones = np.array(tokenizer.encode(row["phones"]), dtype=np.int64)
-        out.append(
-            Utterance(row["id"], row["speaker"], row["text"], phones, flat.reshape(row["levels"], row["frames"]))
-        )
-    return out
+def _ids(tokenizer: Tokenizer, row: dict[str, Any]) -> np.ndarray:
+    return np.array(tokenizer.encode(row["phones"]), dtype=np.int64)
