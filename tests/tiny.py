@@ -23,9 +23,9 @@ def model_config(kind: str = "ar-depth", **changes: object) -> ModelConfig:
     return ModelConfig(kind=kind, **(sizes | changes))
 
 
-def build(kind: str = "ar-depth", seed: int = 0, **changes: object) -> VallE:
+def build(kind: str = "ar-depth", seed: int = 0, *, residual: bool = True, **changes: object) -> VallE:
     torch.manual_seed(seed)
-    return VallE(model_config(kind, **changes), LEVELS, CODES, PHONES).eval()
+    return VallE(model_config(kind, **changes), LEVELS, CODES, PHONES, residual=residual).eval()
 
 
 def sample(rng: np.random.Generator, text: int = 4, prompt: int = 5, response: int = 6, level: int = 0) -> Sample:

@@ -184,8 +184,10 @@ class TrainConfig(Section):
         None, description="how often each of model.tasks is trained; null is equally often"
     )
     mask_share: Fraction | None = Field(None, description="kinds with masks: share masked; null is a cosine schedule")
-    mask_levels: Literal["one", "all"] = Field(
-        "one", description="v2-nar: mask one level and all above it, or all levels alike"
+    mask_levels: Literal["auto", "one", "all"] = Field(
+        "auto",
+        description="v2-nar: mask one level and all above it, or all levels alike; auto is one for a residual codec, "
+        "all for one whose levels have no order",
     )
     level_factors: Levels | None = Field(None, description="weight of each level's loss; null is equal")
     ema_decay: Fraction = 0.998
@@ -213,9 +215,10 @@ class DemaskConfig(Section):
         1.0, description="randomness of which predictions are kept, falling to 0"
     )
     remask: bool = Field(False, description="kept codes may be masked again while they are among the least sure")
-    order: Literal["level", "free", "frame"] = Field(
-        "level",
-        description="v2-nar: level by level from the coarsest, all at once each on its own, or a frame's together",
+    order: Literal["auto", "level", "free", "frame"] = Field(
+        "auto",
+        description="v2-nar: level by level from the coarsest, all at once each on its own, or a frame's together; "
+        "auto is level for a residual codec, free for one whose levels have no order",
     )
     later_steps: PositiveInt = Field(4, description="order level: steps of each level above 0")
 

@@ -40,6 +40,7 @@ class VoiceConfig(Section):
     model: ModelConfig
     levels: PositiveInt
     codes: PositiveInt
+    residual: bool = True
     phones: PositiveInt
     codec: CodecConfig
     encode: EncodeConfig
@@ -53,7 +54,7 @@ class VoiceConfig(Section):
 
     def build(self) -> VallE:
         """The model with fresh weights."""
-        return VallE(self.model, self.levels, self.codes, self.phones)
+        return VallE(self.model, self.levels, self.codes, self.phones, residual=self.residual)
 
 
 def _rope_section(raw: dict[str, Any]) -> dict[str, Any]:

@@ -33,12 +33,13 @@ class VallE(nn.Module):
         levels: L of the codec.
         codes: n of the codec.
         phones: size of the tokenizer.
+        residual: whether the codec's levels have an order.
     """
 
-    def __init__(self, config: ModelConfig, levels: int, codes: int, phones: int) -> None:
+    def __init__(self, config: ModelConfig, levels: int, codes: int, phones: int, *, residual: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.layout = Layout.of(config, levels, codes, phones)
+        self.layout = Layout.of(config, levels, codes, phones, residual=residual)
         self.embeddings = Embeddings(config, self.layout)
         self.backbone = build_backbone(config)
         self.heads = self._code_heads()
@@ -74,7 +75,7 @@ class VallE(nn.Module):
         return self.embeddings.symbol.weight.dtype
 
     def start_from_codebooks(self, codebooks: Sequence[Tensor], seed: int = 0) -> None:
-        """Let the token tables start from the codec's own vectors, L tables float [n, d]."""
+        """Let the token tables start from the codec's own vectors, L tables float [n, d] or none."""
         generator = torch.Generator().manual_seed(seed)
         n = self.layout.codes
         for level, book in enumerate(codebooks):
