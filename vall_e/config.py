@@ -126,8 +126,18 @@ class EncodeConfig(Section):
 
 
 class SimilarConfig(Section):
-    feature: Literal["mfcc", "speaker"] = "mfcc"
+    feature: Literal["mfcc", "speaker", "codes"] = "mfcc"
+    voice: str | None = Field(
+        None,
+        description="feature codes: a trained voice, a folder, whose tables say what codes stand for; null: the codec",
+    )
     top_k: PositiveInt = 5
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SimilarConfig:
+        if self.voice is not None and self.feature != "codes":
+            raise ValueError(f"similar.voice is for feature codes: {self.feature} listens to the recordings")
+        return self
 
 
 class JoinConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ class VoiceError(ValueError):
 class VoiceConfig(Section):
     """All that is needed to build and use a trained voice.
 
+    ``residual`` says whether the codec's levels have an order, as those of all voices do that do not say it;
     ``seconds_per_phone`` is the mean of the training texts; ``prompt_seconds`` the longest prompt seen in training.
     """
 
@@ -156,6 +158,12 @@ def load_model(
     except WeightsError as error:
         raise VoiceError(str(error)) from None
     return model.to(device).eval(), config
+
+
+def same_codec(folder: Path, codec: Path) -> bool:
+    """Whether the voice in ``folder`` speaks through the codec saved in ``codec``: the same weights, byte by byte."""
+    name = "model.safetensors"
+    return filecmp.cmp(folder / "codec" / name, codec / name, shallow=False)
 
 
 def save_adapters(path: Path, model: VallE) -> None:
