@@ -11,10 +11,18 @@ from torch import nn
 
 from tests.tiny import build, model_config, sample, train_config
 from vall_e.config import LayerSkipConfig, Params
+from vall_e.family import BACKBONES
 from vall_e.models.packing import Packed, pack
 from vall_e.models.vall_e import VallE
 from vall_e.nn.layerskip import drop_layers, dropout_rates, exit_weights
 from vall_e.training.module import VallEModule
+
+SMALL = {"mamba": {"mamba": {"state": 4}}, "mamba2": {"mamba": {"state": 8, "head_dim": 16}}}
+BACKBONE_OPTIONS = [
+    *((name, SMALL.get(name, {})) for name in BACKBONES),
+    *((name, SMALL.get(name, {}) | {"bidirectional": "flip"}) for name in ("mamba", "mamba2", "retnet", "yoco")),
+    ("yoco", {"yoco": {"self_decoder": "sliding", "window": 4}}),
+]
 
 
 class _Add(nn.Module):
@@ -62,6 +70,38 @@ def test_a_skipped_row_has_the_output_of_the_layer_before_and_no_gradient_of_the
     model.loss(packed)[0].backward()
     assert all(p.grad is None or not p.grad.any() for p in model.backbone.blocks[2].parameters())
     assert model.backbone.blocks[0].attention.q.weight.grad.any()
+
+
+@pytest.mark.parametrize(("backbone", "options"), BACKBONE_OPTIONS)
+def test_layers_of_every_backbone_are_skipped_and_exits_stop_before_later_ones(backbone: str, options: dict) -> None:
+    """A layer that is always skipped changes nothing and has no gradient; nor have those behind a trained exit."""
+    kind = "ar+nar" if options.get("bidirectional") == "flip" else "ar-depth"
+    model, rng = build(kind, backbone=backbone, layers=4, **options).train(), np.random.default_rng(0)
+    assert model.backbone.capabilities.early_exit
+    packed = pack([sample(rng), sample(rng, 5, 2, 5, level=int(kind == "ar+nar"))], model.layout)
+    blocks = model.backbone.blocks
+
+    def moved() -> list[bool]:
+        """Which blocks have a gradient; it is forgotten."""
+        found = [any(p.grad is not None and bool(p.grad.any()) for p in block.parameters()) for block in blocks]
+        model.zero_grad()
+        return found
+
+    *_, before, last = model.states(packed)
+    assert not torch.equal(last, before)
+    hidden = model.backbone.norm(list(model.states(packed))[1])
+    model._predictions(hidden, packed, 0.0, None).mean().backward()
+    assert moved() == [True, True, False, False]
+    drop_layers(blocks, 1.0)
+    torch.manual_seed(0)
+    *_, before, last = model.states(packed)
+    assert torch.equal(last, before)
+    model._predictions(model.backbone.norm(last), packed, 0.0, None).mean().backward()
+    first, *_, skipped = moved()
+    assert first and not skipped
+    model.eval()
+    *_, before, last = model.states(packed)
+    assert not torch.equal(last, before)
 
 
 def test_weights_of_exits_are_the_papers() -> None:
