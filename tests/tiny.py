@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vall_e.config import JoinConfig, TrainConfig
 from vall_e.data.corpus import CodesCorpus, Utterance
 from vall_e.data.makers import MAKERS, Given
 from vall_e.family import KINDS, ModelConfig
-from vall_e.models.packing import Sample
+from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 
 LEVELS, CODES, PHONES = 3, 11, 9
@@ -58,6 +60,20 @@ def rows(model: ModelConfig, seed: int = 0) -> list[Sample]:
         else:
             out += [sample(rng, level=level) for level in range(1, LEVELS)]
     return out
+
+
+def overfit(
+    model: VallE, samples: Sequence[Sample], steps: int = 150, lr: float = 5e-3, **options: object
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Train on one batch; ``options`` are of ``VallE.loss``, whose last result is returned."""
+    packed = pack(samples, model.train().layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    for _ in range(steps):
+        loss, figures = model.loss(packed, **options)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.detach(), figures
 
 
 def of_task(task: str, seed: int = 0, **sizes: int) -> Sample:
