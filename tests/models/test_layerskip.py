@@ -122,7 +122,7 @@ def test_the_loss_is_the_weighted_sum_of_the_losses_of_exits() -> None:
     packed, weights = _batch(model), [0.0, 0.25, 0.75]
     with torch.no_grad():
         states = list(model.states(packed))
-        parts = [model._predictions(state, packed, 0.0, None).mean() for state in states]
+        parts = [model._predictions(model.backbone.norm(state), packed, 0.0, None).mean() for state in states]
         got, figures = model.loss(packed, exit_weights=weights)
         plain, want = model.loss(packed)
     torch.testing.assert_close(got, 0.25 * parts[1] + 0.75 * parts[2])
@@ -145,8 +145,8 @@ def test_training_teaches_the_early_exit_what_plain_training_does_not() -> None:
             optimizer.step()
         model.eval()
         with torch.no_grad():
-            states = list(model.states(packed))
-            return tuple(float(model._predictions(states[at], packed, 0.0, None).mean()) for at in (1, 3))
+            hidden = [model.backbone.norm(state) for state in model.states(packed)]
+            return tuple(float(model._predictions(hidden[at], packed, 0.0, None).mean()) for at in (1, 3))
 
     step = VallEModule.global_step
     try:

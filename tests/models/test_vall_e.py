@@ -115,6 +115,21 @@ def test_a_gradient_reaches_every_parameter(kind: str) -> None:
     assert silent == spare.get(kind, set())
 
 
+def test_the_last_states_are_normalised_once_and_serve_codes_and_duration() -> None:
+    model, calls = build("v2-nar"), []
+    packed = pack(rows(model.config), model.layout)
+    with torch.no_grad():
+        hidden = model.hidden(packed)
+        codes = model._predictions(hidden, packed, 0.0, None).mean()
+        duration = losses.of_duration(model.duration, hidden, packed)
+        model.backbone.norm.register_forward_hook(lambda *_: calls.append(1))
+        loss, figures = model.loss(packed)
+    assert len(calls) == 1
+    torch.testing.assert_close(loss, codes + duration)
+    torch.testing.assert_close(figures["duration"], duration)
+    assert codes > 0 and duration > 0
+
+
 def test_level_factors_weigh_the_levels() -> None:
     model = build()
     packed = pack(rows(model.config), model.layout)

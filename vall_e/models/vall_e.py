@@ -184,16 +184,17 @@ class VallE(nn.Module):
         """
         states = list(self.states(packed))
         *early, last = exit_weights or [1.0]
-        found = self._predictions(states[-1], packed, label_smoothing, level_factors)
+        hidden = self.backbone.norm(states[-1])
+        found = self._predictions(hidden, packed, label_smoothing, level_factors)
         loss = last * found.mean()
         for state, weight in zip(states, early, strict=False):
             if weight > 0:
-                loss = loss + weight * self._predictions(state, packed, label_smoothing, level_factors).mean()
+                exit_hidden = self.backbone.norm(state)
+                loss = loss + weight * self._predictions(exit_hidden, packed, label_smoothing, level_factors).mean()
         if self.alignment is not None and bool((packed.spoken >= 0).any()):
             value = self.alignment.loss(states[self._middle], text_slots(packed), packed.spoken)
             loss = loss + alignment_weight * found.note("alignment", value)
         if self.duration is not None:
-            hidden = self.backbone.norm(states[-1])
             loss = loss + found.note("duration", losses.of_duration(self.duration, hidden, packed))
         if self.training:
             real = torch.arange(states[-1].shape[1], device=self.device) < packed.lengths[:, None]
@@ -202,10 +203,10 @@ class VallE(nn.Module):
         return loss, found.figures
 
     def _predictions(
-        self, state: Tensor, packed: Packed, smoothing: float, factors: Sequence[float] | None
+        self, hidden: Tensor, packed: Packed, smoothing: float, factors: Sequence[float] | None
     ) -> losses.Found:
-        """The cross entropies of what a layer left, [B, T, D]."""
-        hidden, found = self.backbone.norm(state), losses.Found()
+        """The cross entropies of the heads on normalised states of some layer, [B, T, D]."""
+        found = losses.Found()
         losses.of_codes(found, self.heads, hidden, packed.target, smoothing, factors or (1.0,) * self.layout.levels)
         for vocabulary, head in self.symbol_heads.items():
             rows = packed.vocabulary == VOCABULARIES.index(vocabulary)
