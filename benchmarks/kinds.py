@@ -48,8 +48,8 @@ def pace(params: Params, root: Path, steps: int) -> float:
         Tokenizer.load(root / "data/phonemize/tokenizer.json"),
         load_codec(params.codec, root / "models/codec"),
     )
-    data, _ = load_data(params, root, tokenizer, codec.codes, codec.levels)
-    model = VallE(params.model, codec.levels, codec.codes, len(tokenizer)).train()
+    data, _ = load_data(params, root, tokenizer, codec)
+    model = VallE(params.model, codec.levels, codec.codes, len(tokenizer), residual=codec.residual).train()
     optimizer, config, took = build_optimizer(model, params.train), params.train, []
     first = config.join.curriculum_steps if config.join is not None else 0
     for step in tqdm(

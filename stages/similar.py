@@ -8,19 +8,32 @@ from pathlib import Path
 from stages.runner import Context, Figures, Stage, main
 
 ABOUT = """\
-Find for every utterance the similar.top_k most similar ones of its speaker (by MFCC statistics, or by speaker
-embeddings). Training takes some of its prompts from them, so that the model learns to keep a manner of speaking."""
+Find for every utterance the similar.top_k most similar ones of its speaker (by MFCC statistics, by speaker embeddings,
+or by what the codes of data/encode stand for). Training takes some of its prompts from them, so that the model learns
+to keep a manner of speaking."""
 
 
 def run(stage: Context) -> Figures:
     from vall_e.corpus.similar import similar
+    from vall_e.models.similarity import code_tables
 
+    settings, tables = stage.params.similar, None
+    if settings.feature == "codes":
+        voice = None if settings.voice is None else Path(settings.voice)
+        if voice is not None and voice.resolve() == Path("models/voice").resolve():
+            raise ValueError("similar.voice: the train stage replaces models/voice: copy that voice and name the copy")
+        tables = code_tables(voice, stage.params.codec, Path("models/codec"))
     manifest = Path("data/ingest/manifest.parquet")
-    return similar(stage.params.similar, manifest, Path("data/encode"), stage.out("data/similar"))
+    return similar(settings, manifest, Path("data/encode"), stage.out("data/similar"), tables=tables)
 
 
 STAGE = Stage(
-    "similar", ABOUT, run, params=("similar",), reads=("data/ingest", "data/encode"), writes=("data/similar",)
+    "similar",
+    ABOUT,
+    run,
+    params=("codec.name", "similar"),
+    reads=("data/ingest", "data/encode", "models/codec"),
+    writes=("data/similar",),
 )
 
 if __name__ == "__main__":

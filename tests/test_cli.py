@@ -14,8 +14,9 @@ import torch
 from tests.codecs import small
 from tests.test_jobs import tone, write_jobs
 from vall_e.cli import main
-from vall_e.config import CodecConfig, EncodeConfig, ModelConfig, SamplingConfig
+from vall_e.config import ModelConfig, SamplingConfig
 from vall_e.models.checkpoint import VoiceConfig, save_model
+from vall_e.preparation import CodecConfig, EncodeConfig
 from vall_e.text.phonemes import phonemize
 from vall_e.text.tokenizer import Tokenizer
 

@@ -52,9 +52,11 @@ def test_info_of_a_voice_counts_its_file(voice: Path, capsys: pytest.CaptureFixt
     assert count < facts["weight_bytes"]["int8"] < facts["weight_bytes"]["bf16"]
     assert facts["cache"] == {"bytes_per_position": 2 * 2 * 16 * 4, "bytes_fixed": 0, "bytes_per_second": 256 * 50}
     assert facts["capabilities"]["rewind"] is True and facts["model"]["kv_heads"] == 1
+    assert facts["residual"] is True
     assert model("info", voice) == 0
     shown = capsys.readouterr().out
     assert f"{count:,} parameters" in shown and "bytes per second: 12,800" in shown and "rewind" in shown
+    assert "  residual = true" in shown
 
 
 def test_the_cache_that_is_told_is_the_cache_that_is_used(voice: Path, capsys: pytest.CaptureFixture) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vall_e.config import JoinConfig, TrainConfig
 from vall_e.data.corpus import CodesCorpus, Utterance
 from vall_e.data.makers import MAKERS, Given
 from vall_e.family import KINDS, ModelConfig
-from vall_e.models.packing import Sample
+from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 from vall_e.tasks import TASKS
 
@@ -24,9 +26,9 @@ def model_config(kind: str = "ar-depth", **changes: object) -> ModelConfig:
     return ModelConfig(kind=kind, **(sizes | changes))
 
 
-def build(kind: str = "ar-depth", seed: int = 0, **changes: object) -> VallE:
+def build(kind: str = "ar-depth", seed: int = 0, *, residual: bool = True, **changes: object) -> VallE:
     torch.manual_seed(seed)
-    return VallE(model_config(kind, **changes), LEVELS, CODES, PHONES).eval()
+    return VallE(model_config(kind, **changes), LEVELS, CODES, PHONES, residual=residual).eval()
 
 
 def sample(rng: np.random.Generator, text: int = 4, prompt: int = 5, response: int = 6, level: int = 0) -> Sample:
@@ -59,6 +61,20 @@ def rows(model: ModelConfig, seed: int = 0) -> list[Sample]:
         else:
             out += [sample(rng, level=level) for level in range(1, LEVELS)]
     return out
+
+
+def overfit(
+    model: VallE, samples: Sequence[Sample], steps: int = 150, lr: float = 5e-3, **options: object
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Train on one batch; ``options`` are of ``VallE.loss``, whose last result is returned."""
+    packed = pack(samples, model.train().layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    for _ in range(steps):
+        loss, figures = model.loss(packed, **options)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.detach(), figures
 
 
 def of_task(task: str, seed: int = 0, **sizes: int) -> Sample:

@@ -52,22 +52,39 @@ CAUSAL_ONLY = ("flash", "cudnn", "flash_attn", "xformers", "sageattention")  # o
 Levels = Literal["equal", "decreasing", "normal"] | tuple[PositiveFloat, ...]
 
 
-def level_shares(spec: Levels | None, levels: int) -> list[float]:
+def level_shares(spec: Levels | None, levels: int, *, residual: bool = True) -> list[float]:
     """A weight a level: equal, decreasing linearly, normal around the middle (a standard deviation of a quarter of the
     levels), or as given.
 
+    Args:
+        residual: levels have an order (RVQ); without one (FSQ) a level's number says nothing about its weight.
+
     Raises:
-        ValueError: as many weights were given as there are not levels.
+        ValueError: as many weights were given as there are not levels, or they go by an order that levels do not have.
     """
     if isinstance(spec, tuple):
         if len(spec) != levels:
             raise ValueError(f"{len(spec)} weights for a codec of {levels} levels: give one a level")
         return list(spec)
+    if spec in ("decreasing", "normal") and not residual:
+        raise ValueError(f"{spec} weights go by the order of levels, and this codec's have none (FSQ): give a list")
     if spec == "decreasing":
         return [float(levels - level) for level in range(levels)]
     if spec == "normal":
         return [math.exp(-8 * ((level - (levels - 1) / 2) / levels) ** 2) for level in range(levels)]
     return [1.0] * levels
+
+
+def by_order(name: str, value: str, residual: bool, *, ordered: str, alike: str) -> str:
+    """The value of a setting that goes by the order of levels: ``auto`` is ``ordered`` where they have one (RVQ), and
+    ``alike`` where they have none (FSQ).
+
+    Raises:
+        ValueError: ``ordered`` was asked for, and they have none.
+    """
+    if value == ordered and not residual:
+        raise ValueError(f"{name} {value} goes by the order of levels, and this codec's have none (FSQ): take {alike}")
+    return (ordered if residual else alike) if value == "auto" else value
 
 
 class RopeConfig(Section):

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from tests.generation.oracle import GREEDY, make_prompts, uncached
-from tests.tiny import build, model_config, sample
+from tests.tiny import build, model_config, overfit, sample
 from vall_e.backbones.base import build_backbone
 from vall_e.backbones.bitnet import Bitnet
 from vall_e.generation.ar import decode
-from vall_e.models.packing import pack
 from vall_e.nn.bitlinear import BitLinear, ternary
 
 
@@ -47,14 +46,8 @@ def test_causal_by_gradient() -> None:
 
 @pytest.mark.parametrize(("kind", "levels"), [("ar-depth", (0, 0)), ("ar+nar", (0, 1, 2))])
 def test_it_overfits_one_batch(kind: str, levels: tuple[int, ...]) -> None:
-    model, rng = build(kind, backbone="bitnet").train(), np.random.default_rng(0)
-    packed = pack([sample(rng, level=level) for level in levels], model.layout)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(150):
-        loss, _ = model.loss(packed)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    model, rng = build(kind, backbone="bitnet"), np.random.default_rng(0)
+    loss, _ = overfit(model, [sample(rng, level=level) for level in levels])
     assert loss < 0.05
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from tests.generation.oracle import GREEDY, make_prompts, uncached
-from tests.tiny import LEVELS, build, sample
+from tests.tiny import LEVELS, build, overfit, sample
 from vall_e.generation.ar import decode
-from vall_e.models.packing import pack
 
 BACKBONES = {
     "mixtral": {"experts": {"count": 4}},
@@ -22,14 +21,8 @@ each = pytest.mark.parametrize("name", BACKBONES)
 
 @each
 def test_overfits_one_batch(name: str) -> None:
-    model, rng = build(backbone=name, **BACKBONES[name]).train(), np.random.default_rng(0)
-    packed = pack([sample(rng), sample(rng, 3, 2, 4)], model.layout)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(120):
-        loss, figures = model.loss(packed)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    model, rng = build(backbone=name, **BACKBONES[name]), np.random.default_rng(0)
+    _, figures = overfit(model, [sample(rng), sample(rng, 3, 2, 4)], 120)
     assert sum(figures[f"loss.{level}"] for level in range(LEVELS)) / LEVELS < 0.05
     assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
 

@@ -1,13 +1,18 @@
-"""Small codecs of the real classes with seeded random weights, shared by the tests."""
+"""Small codecs of the real classes with seeded random weights, and one of finite scalars, shared by the tests."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
 
 from vall_e.codecs.dac import DacCodec
 from vall_e.codecs.encodec import EncodecCodec
 from vall_e.codecs.mel import MelCodec
-from vall_e.config import MelCodecConfig
+from vall_e.preparation import MelCodecConfig
 
 SMALL_ENCODEC = {"n_filters": 2, "dimension": 16, "lstm": 1, "n_q": 4, "bins": 64}
 SMALL_DAC = {
@@ -57,3 +62,41 @@ def mel(seed: int = 0) -> MelCodec:
         for table in codec.quantizer.tables:
             table.copy_(torch.randn_like(table))
     return codec
+
+
+class Fsq:
+    """Finite scalars (2309.15505): 3 levels, groups of 2 scalars with 3 values each, of a rotated frame of 160 samples.
+
+    As good as a codec can be whose levels have no order: each says what no other does.
+    """
+
+    name, residual, padding_safe = "fsq", False, True
+    sample_rate, hop, frame_rate = 8000, 160, 50.0
+    levels, group, values = 3, 2, 3
+    codes = values**group
+    gain = 5.0
+
+    def __init__(self) -> None:
+        noise = torch.randn(self.hop, self.levels * self.group, generator=torch.Generator().manual_seed(0))
+        self.basis = torch.linalg.qr(noise).Q.contiguous()
+        self.grid = torch.cartesian_prod(*[torch.arange(self.values) - self.values // 2] * self.group).float()
+
+    def encode(self, wav: Tensor) -> Tensor:
+        wav = F.pad(wav[:, 0], (0, -wav.shape[-1] % self.hop))
+        scalars = (self.gain * wav.unflatten(-1, (-1, self.hop)) @ self.basis).tanh() * (self.values // 2)
+        digits = scalars.round().long().unflatten(-1, (self.levels, self.group)) + self.values // 2
+        places = self.values ** torch.arange(self.group - 1, -1, -1)
+        return (digits * places).sum(-1).transpose(1, 2)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        latent = sum(book[codes[:, level]] for level, book in enumerate(self.codebooks()[: codes.shape[1]]))
+        return (latent @ self.basis.T / self.gain).flatten(1)[:, None]
+
+    def codebooks(self) -> list[Tensor]:
+        columns = torch.eye(self.levels * self.group).split(self.group)
+        return [self.grid @ own for own in columns]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text('{"name": "fsq"}\n')
+        save_file({"basis": self.basis}, folder / "model.safetensors")

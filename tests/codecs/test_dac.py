@@ -9,7 +9,7 @@ from tests.codecs import small
 from tests.codecs.test_protocol import speech
 from vall_e.codecs import dac as module
 from vall_e.codecs.dac import ARCHITECTURES, DacCodec
-from vall_e.config import CodecConfig
+from vall_e.preparation import CodecConfig
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.codecs.test_protocol import speech
 from vall_e.codecs import encodec as module
 from vall_e.codecs.encodec import EncodecCodec
 from vall_e.codecs.weights import Published, write_codec
-from vall_e.config import CodecConfig
+from vall_e.preparation import CodecConfig
 
 
 @pytest.fixture(scope="module")

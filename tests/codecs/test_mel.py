@@ -11,7 +11,7 @@ import torch
 from vall_e.codecs.fit import fit_mel_codec
 from vall_e.codecs.mel import MelCodec
 from vall_e.codecs.quantize import ResidualVQ
-from vall_e.config import MelCodecConfig
+from vall_e.preparation import MelCodecConfig
 
 TINY = MelCodecConfig(
     sample_rate=8000,

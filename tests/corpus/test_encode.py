@@ -17,12 +17,13 @@ import soundfile
 import torch
 
 from tests.codecs import small
-from vall_e.config import ConfigError, EncodeConfig, Params, parse_params
+from vall_e.config import ConfigError, Params, parse_params
 from vall_e.corpus import encode as module
 from vall_e.corpus.clips import batches, encode_clips, prepare
 from vall_e.corpus.encode import encode, load_codes
 from vall_e.corpus.quality import RejectRateError
 from vall_e.corpus.schema import MANIFEST, PHONES, REJECTS, read_rows, write_table
+from vall_e.preparation import EncodeConfig
 
 CODECS = {"mel": small.mel, "encodec": small.encodec, "dac": small.dac}
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from vall_e.config import ConfigError, IngestConfig
+from vall_e.config import ConfigError
 from vall_e.corpus.ingest import ingest
 from vall_e.corpus.layouts import Names, compile_pattern
 from vall_e.corpus.quality import RejectRateError
 from vall_e.corpus.schema import MANIFEST, REJECTS, read_rows
+from vall_e.preparation import IngestConfig
 
 RATE = 8000
 Row = dict[str, Any]

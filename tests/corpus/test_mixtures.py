@@ -12,13 +12,14 @@ import torch
 
 from tests.codecs import small
 from tests.corpus.test_encode import Corpus, contents, tone
-from vall_e.config import ConfigError, EncodeConfig, MixturesConfig, parse_params
+from vall_e.config import ConfigError, parse_params
 from vall_e.corpus import encode as module
 from vall_e.corpus.clips import prepare
 from vall_e.corpus.encode import load_codes
 from vall_e.corpus.mixing import active_rms
 from vall_e.corpus.mixtures import Mixer, Partners, Sources, survey
 from vall_e.corpus.schema import MIXTURES, REJECTS, read_rows
+from vall_e.preparation import EncodeConfig, MixturesConfig
 
 
 @pytest.fixture

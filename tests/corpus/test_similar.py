@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+import stages.similar
+from tests.codecs import small
 from tests.corpus.test_encode import tone
-from vall_e.config import SimilarConfig
+from vall_e.config import Params
 from vall_e.corpus.schema import CODES, MANIFEST, SIMILAR, read_rows, write_table
 from vall_e.corpus.similar import mfcc_statistics, nearest, similar
+from vall_e.preparation import SimilarConfig
 
 
 def brute_force(features, texts, k):
@@ -53,6 +60,12 @@ def test_mfcc_statistics_do_not_hear_loudness_but_hear_the_sound():
     assert np.abs(mfcc_statistics(0.5 * one) - base).max() < 0.1 * np.abs(mfcc_statistics(other) - base).max()
 
 
+def heard(hertz, seed):
+    """Codes [2, 6] of a sound: which ones is the pitch's, their order is not."""
+    rng = np.random.default_rng(seed)
+    return (rng.permutation([0, 0, 1, 1, 2, 3] * 2) + 8 * (hertz > 500)).tolist()
+
+
 class Corpus:
     """Speaker a: two low and two high voices' sounds in train, one in test; speaker b: one utterance; copies at 0.9."""
 
@@ -72,15 +85,16 @@ class Corpus:
                 codes.append({
                     "id": name + suffix, "speaker": name[0] + suffix, "language": "en-us", "split": split,
                     "text": name,
-                    "phones": ["x"], "frames": 1, "levels": 1, "codes": [0], "seconds": 0.5, "source": name,
+                    "phones": ["x"], "frames": 6, "levels": 2, "codes": heard(hertz, index), "seconds": 0.5,
+                    "source": name,
                 })  # fmt: skip
         write_table(manifest, MANIFEST, folder / "manifest.parquet")
         write_table(codes, CODES, folder / "codes" / "shard-00000.parquet")
 
     def run(self, **settings):
-        figures = similar(
-            SimilarConfig(**settings), self.folder / "manifest.parquet", self.folder / "codes", self.folder, False
-        )
+        tables = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
+        manifest, codes = self.folder / "manifest.parquet", self.folder / "codes"
+        figures = similar(SimilarConfig(**settings), manifest, codes, self.folder, False, tables)
         rows = read_rows(self.folder / "similar.parquet", SIMILAR)
         return figures, {row["id"]: row for row in rows}
 
@@ -90,12 +104,12 @@ def corpus(tmp_path_factory):
     return Corpus(tmp_path_factory.mktemp("similar"))
 
 
-@pytest.mark.parametrize("feature", ["mfcc", "speaker"])
+@pytest.mark.parametrize("feature", ["mfcc", "speaker", "codes"])
 def test_neighbours_sound_alike_and_share_speaker_split_and_speed(corpus, feature):
     figures, rows = corpus.run(feature=feature, top_k=3)
     near = {name: row["neighbours"] for name, row in rows.items()}
     assert near["a0"][0] == "a2" and near["a2"][0] == "a0"
-    if feature == "mfcc":  # two high tones are no voices to a speaker encoder
+    if feature != "speaker":  # two high tones are no voices to a speaker encoder
         assert near["a1"][0] == "a3" and near["a3"][0] == "a1"
     assert {name: set(ids) for name, ids in near.items()} == {
         "a0": {"a1", "a2", "a3"}, "a1": {"a0", "a2", "a3"}, "a2": {"a0", "a1", "a3"}, "a3": {"a0", "a1", "a2"},
@@ -118,3 +132,31 @@ def test_codes_of_another_manifest_are_refused(corpus, tmp_path):
     write_table([], MANIFEST, tmp_path / "manifest.parquet")
     with pytest.raises(ValueError, match=r"lacks a0.*run the encode stage again"):
         similar(SimilarConfig(), tmp_path / "manifest.parquet", corpus.folder / "codes", tmp_path, False)
+
+
+def test_codes_are_compared_whatever_the_windows_and_batches(corpus, monkeypatch):
+    _, rows = corpus.run(feature="codes", top_k=3)
+    monkeypatch.setattr("vall_e.corpus.similar._WINDOW", 2)
+    monkeypatch.setattr("vall_e.corpus.similar._FRAMES", 6)
+    _, again = corpus.run(feature="codes", top_k=3)
+    for name, row in rows.items():
+        assert row["neighbours"] == again[name]["neighbours"]
+        assert row["scores"] == pytest.approx(again[name]["scores"], abs=2e-5)
+
+
+def test_the_stage_takes_its_tables_from_the_codec_and_not_from_what_training_replaces(corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, target in (("data/ingest", corpus.folder), ("data/encode", corpus.folder / "codes")):
+        Path(folder).parent.mkdir(exist_ok=True)
+        Path(folder).symlink_to(target)
+    small.mel().save(Path("models/codec"))
+
+    def run(**settings):
+        params = Params(similar=SimilarConfig(feature="codes", **settings))
+        return stages.similar.run(SimpleNamespace(params=params, out=lambda _: tmp_path / "out"))
+
+    assert run()["kept"] == 11 and read_rows(tmp_path / "out/similar.parquet", SIMILAR)
+    with pytest.raises(ValueError, match="copy that voice and name the copy"):
+        run(voice="./models/voice")
+    with pytest.raises(ValueError, match=r"similar\.voice is for feature codes"):
+        SimilarConfig(feature="mfcc", voice="v")

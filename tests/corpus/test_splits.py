@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from vall_e.config import IngestConfig
 from vall_e.corpus.splits import Candidate, assign, held_out
+from vall_e.preparation import IngestConfig
 
 CONFIG = IngestConfig(test_fraction=0.1, val_fraction=0.05)
 CORPUS = [Candidate(f"u{i}", f"s{i % 5}", f"text {i % 400}") for i in range(2000)]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from vall_e.audio import save_wav
-from vall_e.config import PhonemizeConfig, TranscribeConfig
 from vall_e.corpus.phonemize import phonemize
 from vall_e.corpus.quality import RejectRateError
 from vall_e.corpus.schema import MANIFEST, PHONES, REJECTS, TRANSCRIPTS, read_rows, write_table
 from vall_e.corpus.transcribe import character_error_rate, transcribe
+from vall_e.preparation import PhonemizeConfig, TranscribeConfig
 from vall_e.text.tokenizer import Tokenizer
 
 RATE = 16_000

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from vall_e.config import EncodeConfig
 from vall_e.corpus.work import WorkFolder, digest_of, key_of, write_atomic
+from vall_e.preparation import EncodeConfig
 
 
 def test_the_key_changes_with_inputs_params_and_code_and_with_nothing_else(tmp_path):

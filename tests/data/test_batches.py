@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +18,16 @@ from vall_e.family import KINDS, level_shares
 SPACE = 3
 
 
-def _maker(train: TrainConfig, fraction: float = 0.3, *, augment: bool = True, kind: str = "ar-depth") -> SampleMaker:
-    return SampleMaker(corpus(), train, model_config(kind), CODES, SPACE, 0, fraction, augment=augment)
+def _maker(
+    train: TrainConfig,
+    fraction: float = 0.3,
+    *,
+    augment: bool = True,
+    kind: str = "ar-depth",
+    residual: bool = True,
+) -> SampleMaker:
+    spoken = replace(corpus(), residual=residual)
+    return SampleMaker(spoken, train, model_config(kind), CODES, SPACE, 0, fraction, augment=augment)
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
@@ -216,14 +225,29 @@ def test_a_loss_on_one_level_draws_it_by_its_weights(kind: str) -> None:
             parse_params(params)
 
 
-def test_v2_hides_a_level_and_all_above_it_or_all_alike() -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_v2_hides_a_level_and_all_above_it_or_all_alike(named: bool) -> None:
+    """As ``train.mask_levels`` says, or as the codec's levels have an order or not."""
     rng = np.random.default_rng(0)
-    one, alike = (_maker(train_config(mask_levels=m), kind="v2-nar") for m in ("one", "all"))
-    for i in range(40):
+    if named:
+        one, alike = (_maker(train_config(mask_levels=m), kind="v2-nar") for m in ("one", "all"))
+    else:
+        one, alike = (_maker(train_config(), kind="v2-nar", residual=r) for r in (True, False))
+    shares = []
+    for i in range(80):
         hidden = (one.make(i % 24, 0, rng).corrupted == CODES).mean(1)
         first = int((hidden > 0).argmax())
         assert (hidden[:first] == 0).all() and (hidden[first + 1 :] == 1).all()
-        assert ((alike.make(i % 24, 0, rng).corrupted == CODES).sum(1) > 0).all()
+        shares.append((alike.make(i % 24, 0, rng).corrupted == CODES).mean(1))
+    assert np.min(shares) > 0
+    assert np.ptp(np.mean(shares, axis=0)) < 0.08  # no level is asked more than another
+
+
+def test_a_codec_without_order_refuses_masks_by_level_where_a_row_has_several() -> None:
+    train = train_config(mask_levels="one")
+    with pytest.raises(ValueError, match=r"mask_levels one goes by the order"):
+        _maker(train, kind="v2-nar", residual=False)
+    assert _maker(train, kind="nar-len", residual=False).level_p.tolist() == [1 / 3] * 3
 
 
 def test_tasks_are_mixed_by_their_weights_and_hold_what_they_say() -> None:
@@ -260,3 +284,8 @@ def test_named_distributions_of_levels() -> None:
     normal = level_shares("normal", 5)
     assert normal == normal[::-1] and normal[2] == max(normal) > normal[1] > normal[0]
     assert level_shares((1.0, 5.0), 2) == [1.0, 5.0]
+    assert level_shares((1.0, 5.0), 2, residual=False) == [1.0, 5.0]
+    assert level_shares(None, 2, residual=False) == [1.0, 1.0]
+    for named in ("decreasing", "normal"):
+        with pytest.raises(ValueError, match=f"{named} weights go by the order of levels"):
+            level_shares(named, 4, residual=False)

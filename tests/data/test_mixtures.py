@@ -12,13 +12,14 @@ import pytest
 
 from tests.tiny import CODES, LEVELS, corpus, model_config, of_task, train_config
 from tests.training.test_run import CODEC, make_project, run
-from vall_e.config import EncodeConfig, JoinConfig, MixturesConfig, Params, TrainConfig
+from vall_e.config import JoinConfig, Params, TrainConfig
 from vall_e.corpus.schema import CODES as SHARD
 from vall_e.corpus.schema import MIXTURES, read_rows, write_table
 from vall_e.data.corpus import CodesCorpus, Mixture
 from vall_e.data.mixtures import join_mixtures
 from vall_e.data.samples import SampleMaker
 from vall_e.models.packing import Sample
+from vall_e.preparation import EncodeConfig, MixturesConfig
 from vall_e.tasks import NAMES
 from vall_e.text.tokenizer import Tokenizer
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vall_e.config import RecogniserConfig
 from vall_e.corpus.demo import Voice, speak
 from vall_e.evaluation.asr import Recogniser, RecogniserError, _Heard
 from vall_e.evaluation.error_rates import corpus_rate, word_errors
+from vall_e.preparation import RecogniserConfig
 from vall_e.text.normalize import words_for_scoring
 
 Clip = tuple[np.ndarray, int]

@@ -13,10 +13,11 @@ import torch
 
 from tests.evaluation.corpora import RATE, row, tone, write_recordings
 from vall_e import audio
-from vall_e.config import EncodeConfig, parse_params
+from vall_e.config import parse_params
 from vall_e.corpus.schema import RESULTS, SCORES, read_rows
 from vall_e.evaluation.run import KINDS, evaluate, read_hypothesis, summarise
 from vall_e.evaluation.score import score, speaker_centroids, spread
+from vall_e.preparation import EncodeConfig
 
 
 class Codec:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from tests.evaluation.corpora import RATE, row, tone, write_recordings
-from vall_e.config import EncodeConfig, Params, parse_params
+from vall_e.config import Params, parse_params
 from vall_e.corpus.splits import held_out
 from vall_e.evaluation.items import cut_at_pause, join_clips, load_item
 from vall_e.evaluation.testset import TestSetError, plan_items
+from vall_e.preparation import EncodeConfig
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

@@ -83,3 +83,17 @@ def test_what_is_given_stays(kind: str) -> None:
     assert filled.max() < CODES
     with pytest.raises(ValueError, match="given codes"):
         demask(model, _prompts(1), [8], DRAWN, [0], [source[:, :3]])
+
+
+def test_the_order_is_the_codecs_unless_it_is_named() -> None:
+    """Without an order of levels: all at once, each on its own, or a frame's together; level by level never."""
+
+    def codes(residual: bool, order: str, kind: str = "v2-nar") -> list[list[int]]:
+        config = DRAWN.model_copy(update={"order": order})
+        return demask(build(kind, residual=residual), _prompts(1), [9], config, [4])[0].tolist()
+
+    assert codes(True, "auto") == codes(True, "level") != codes(True, "free")
+    assert codes(False, "auto") == codes(False, "free") != codes(False, "frame")
+    with pytest.raises(ValueError, match=r"sampling\.demask\.order level .* have none \(FSQ\): take free"):
+        codes(False, "level")
+    assert codes(False, "level", "nar-len") == codes(True, "level", "nar-len")  # one level has its order

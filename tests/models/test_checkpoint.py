@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import CODES, LEVELS, PHONES, build, model_config
-from vall_e.config import CodecConfig, EncodeConfig, SamplingConfig
+from vall_e.config import SamplingConfig
 from vall_e.models.checkpoint import MIGRATIONS, VERSION, VoiceConfig, VoiceError, load_config, load_model, save_model
+from vall_e.preparation import CodecConfig, EncodeConfig
 
 VERSION_1 = {  # as the first voices were written
     "version": 1,

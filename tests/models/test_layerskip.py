@@ -11,10 +11,18 @@ from torch import nn
 
 from tests.tiny import build, model_config, sample, train_config
 from vall_e.config import LayerSkipConfig, Params
+from vall_e.family import BACKBONES
 from vall_e.models.packing import Packed, pack
 from vall_e.models.vall_e import VallE
 from vall_e.nn.layerskip import drop_layers, dropout_rates, exit_weights
 from vall_e.training.module import VallEModule
+
+SMALL = {"mamba": {"mamba": {"state": 4}}, "mamba2": {"mamba": {"state": 8, "head_dim": 16}}}
+BACKBONE_OPTIONS = [
+    *((name, SMALL.get(name, {})) for name in BACKBONES),
+    *((name, SMALL.get(name, {}) | {"bidirectional": "flip"}) for name in ("mamba", "mamba2", "retnet", "yoco")),
+    ("yoco", {"yoco": {"self_decoder": "sliding", "window": 4}}),
+]
 
 
 class _Add(nn.Module):
@@ -64,6 +72,38 @@ def test_a_skipped_row_has_the_output_of_the_layer_before_and_no_gradient_of_the
     assert model.backbone.blocks[0].attention.q.weight.grad.any()
 
 
+@pytest.mark.parametrize(("backbone", "options"), BACKBONE_OPTIONS)
+def test_layers_of_every_backbone_are_skipped_and_exits_stop_before_later_ones(backbone: str, options: dict) -> None:
+    """A layer that is always skipped changes nothing and has no gradient; nor have those behind a trained exit."""
+    kind = "ar+nar" if options.get("bidirectional") == "flip" else "ar-depth"
+    model, rng = build(kind, backbone=backbone, layers=4, **options).train(), np.random.default_rng(0)
+    assert model.backbone.capabilities.early_exit
+    packed = pack([sample(rng), sample(rng, 5, 2, 5, level=int(kind == "ar+nar"))], model.layout)
+    blocks = model.backbone.blocks
+
+    def moved() -> list[bool]:
+        """Which blocks have a gradient; it is forgotten."""
+        found = [any(p.grad is not None and bool(p.grad.any()) for p in block.parameters()) for block in blocks]
+        model.zero_grad()
+        return found
+
+    *_, before, last = model.states(packed)
+    assert not torch.equal(last, before)
+    hidden = model.backbone.norm(list(model.states(packed))[1])
+    model._predictions(hidden, packed, 0.0, None).mean().backward()
+    assert moved() == [True, True, False, False]
+    drop_layers(blocks, 1.0)
+    torch.manual_seed(0)
+    *_, before, last = model.states(packed)
+    assert torch.equal(last, before)
+    model._predictions(model.backbone.norm(last), packed, 0.0, None).mean().backward()
+    first, *_, skipped = moved()
+    assert first and not skipped
+    model.eval()
+    *_, before, last = model.states(packed)
+    assert not torch.equal(last, before)
+
+
 def test_weights_of_exits_are_the_papers() -> None:
     """By hand, four layers, scale 0.5: 0, 0.5 * 1, 0.5 * 3 and 3 + 0.5 * 3."""
     np.testing.assert_allclose(exit_weights(4, 0.5, 1, 0), np.array([0, 0.5, 1.5, 4.5]) / 6.5)
@@ -82,7 +122,7 @@ def test_the_loss_is_the_weighted_sum_of_the_losses_of_exits() -> None:
     packed, weights = _batch(model), [0.0, 0.25, 0.75]
     with torch.no_grad():
         states = list(model.states(packed))
-        parts = [model._predictions(state, packed, 0.0, None).mean() for state in states]
+        parts = [model._predictions(model.backbone.norm(state), packed, 0.0, None).mean() for state in states]
         got, figures = model.loss(packed, exit_weights=weights)
         plain, want = model.loss(packed)
     torch.testing.assert_close(got, 0.25 * parts[1] + 0.75 * parts[2])
@@ -105,8 +145,8 @@ def test_training_teaches_the_early_exit_what_plain_training_does_not() -> None:
             optimizer.step()
         model.eval()
         with torch.no_grad():
-            states = list(model.states(packed))
-            return tuple(float(model._predictions(states[at], packed, 0.0, None).mean()) for at in (1, 3))
+            hidden = [model.backbone.norm(state) for state in model.states(packed)]
+            return tuple(float(model._predictions(hidden[at], packed, 0.0, None).mean()) for at in (1, 3))
 
     step = VallEModule.global_step
     try:

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
-from tests.tiny import CODES, LEVELS, PHONES, build, model_config, of_task, rows, sample
-from vall_e.config import CodecConfig, EncodeConfig, SamplingConfig
+from tests.tiny import CODES, LEVELS, PHONES, build, model_config, of_task, overfit, rows, sample
+from vall_e.config import SamplingConfig
 from vall_e.data.makers import MAKERS
 from vall_e.family import KINDS, ModelConfig
+from vall_e.models import losses
 from vall_e.models.checkpoint import VoiceConfig, VoiceError, load_model, save_model
-from vall_e.models.packing import IGNORE, Place, Sample, pack
-from vall_e.models.vall_e import VallE
+from vall_e.models.packing import IGNORE, Place, pack
+from vall_e.preparation import CodecConfig, EncodeConfig
 from vall_e.tasks import TASKS
 
 ALL = tuple(KINDS)
@@ -60,21 +60,10 @@ def test_what_is_written_never_sees_what_comes_after(task: str) -> None:
     assert (x.grad[0, start + 1 :] == 0).all() and (x.grad[0, : start + 1].abs().amax(-1) > 0).all()
 
 
-def _overfit(model: VallE, samples: list[Sample], steps: int = 150, lr: float = 5e-3) -> dict[str, Tensor]:
-    packed = pack(samples, model.train().layout)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    for _ in range(steps):
-        loss, figures = model.loss(packed)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return figures
-
-
 @pytest.mark.parametrize("kind", ALL)
 def test_every_kind_overfits_one_batch(kind: str) -> None:
     model = build(kind)
-    figures = _overfit(model, rows(model.config))
+    _, figures = overfit(model, rows(model.config))
     levels = {"ar": {0}, "nar": {1, 2}}.get(kind, {0, 1, 2})
     assert {k: float(v) for k, v in figures.items() if "accuracy" in k} == {
         f"accuracy.{level}": 1.0 for level in levels
@@ -88,7 +77,7 @@ def test_every_kind_overfits_one_batch(kind: str) -> None:
 def test_every_option_overfits_one_batch(options: dict) -> None:
     model = build("ar+nar-len", **options)
     samples = [replace(s, language=i % (1 + len(model.config.languages))) for i, s in enumerate(rows(model.config))]
-    figures = _overfit(model, samples)
+    _, figures = overfit(model, samples)
     assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
 
 
@@ -96,15 +85,14 @@ def test_every_option_overfits_one_batch(options: dict) -> None:
 def test_rows_that_ask_for_one_level_overfit_and_teach_no_other(kind: str) -> None:
     model = build(kind)
     samples = [replace(row, asked=level) for level in range(LEVELS) for row in rows(model.config)]
-    packed = pack(samples, model.layout)
-    assert {tuple(np.flatnonzero((row != IGNORE).any(-1).numpy())) for row in packed.target} == {
-        (k,) for k in range(LEVELS)
-    }
+    targets = pack(samples, model.layout).target
+    asked = {tuple(np.flatnonzero((row != IGNORE).any(-1).numpy())) for row in targets}
+    assert asked == {(level,) for level in range(LEVELS)}
     model.loss(pack(samples[:1], model.layout))[0].backward()
     assert model.heads.heads[0].weight.grad.abs().max() > 0
     assert all(head.weight.grad is None or not head.weight.grad.any() for head in model.heads.heads[1:])
     model.zero_grad()
-    figures = _overfit(model, samples)
+    _, figures = overfit(model, samples)
     assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
 
 
@@ -112,7 +100,7 @@ def test_rows_that_ask_for_one_level_overfit_and_teach_no_other(kind: str) -> No
 @pytest.mark.parametrize("kind", ["v2-ar", "v2-nar"])
 def test_every_codebook_coder_overfits_one_batch(kind: str, options: dict) -> None:
     model = build(kind, **options)
-    figures = _overfit(model, rows(model.config))
+    _, figures = overfit(model, rows(model.config))
     assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
 
 
@@ -124,7 +112,7 @@ def test_every_task_has_a_head_as_wide_as_its_vocabulary_and_overfits() -> None:
         if vocabulary != "codes":
             assert model.symbol_heads[vocabulary].out_features == model.layout.size(vocabulary)
     samples = [of_task(task, seed) for seed, task in enumerate(tasks)]
-    figures = _overfit(model, samples, 300)
+    _, figures = overfit(model, samples, 300)
     assert {name: float(v) for name, v in figures.items() if "accuracy" in name}.items() >= {
         "accuracy.phones": 1.0, "accuracy.chars": 1.0, "accuracy.digits": 1.0, "accuracy.0": 1.0
     }.items()  # fmt: skip
@@ -141,6 +129,21 @@ def test_a_gradient_reaches_every_parameter(kind: str) -> None:
     # level 0 is no output of nar, the levels above no output of ar; nobody draws a last level to go on from
     spare = {"nar": {"heads.heads.0.weight"}, "ar": {"heads.heads.1.weight", "heads.heads.2.weight"}}
     assert silent == spare.get(kind, set())
+
+
+def test_the_last_states_are_normalised_once_and_serve_codes_and_duration() -> None:
+    model, calls = build("v2-nar"), []
+    packed = pack(rows(model.config), model.layout)
+    with torch.no_grad():
+        hidden = model.hidden(packed)
+        codes = model._predictions(hidden, packed, 0.0, None).mean()
+        duration = losses.of_duration(model.duration, hidden, packed)
+        model.backbone.norm.register_forward_hook(lambda *_: calls.append(1))
+        loss, figures = model.loss(packed)
+    assert len(calls) == 1
+    torch.testing.assert_close(loss, codes + duration)
+    torch.testing.assert_close(figures["duration"], duration)
+    assert codes > 0 and duration > 0
 
 
 def test_level_factors_weigh_the_levels() -> None:
@@ -168,17 +171,12 @@ def test_what_cannot_work_is_refused_with_the_reason(options: dict, reason: str)
 
 def test_the_alignment_head_learns_where_in_the_text_a_frame_is() -> None:
     """Its loss is -log of the probability on the phones that may be spoken, and training brings it down."""
-    model, rng = build().train(), np.random.default_rng(0)
-    packed = pack([sample(rng, 4, 3, 8), sample(rng, 5, 2, 9)], model.layout)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    found = []
-    for _ in range(60):
-        loss, figures = model.loss(packed, alignment_weight=1.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        found.append(float(figures["alignment"]))
-    assert found[0] > 0.7 and found[-1] < 0.05
+    model, rng = build(), np.random.default_rng(0)
+    samples = [sample(rng, 4, 3, 8), sample(rng, 5, 2, 9)]
+    packed = pack(samples, model.layout)
+    before = model.loss(packed)[1]["alignment"]
+    _, after = overfit(model, samples, 60, alignment_weight=1.0)
+    assert before > 0.7 and after["alignment"] < 0.05
     state = next(model.backbone.states(model.embeddings(packed), packed.position))
     text = packed.segment == Place.TEXT
     log_p = model.alignment(state, text)[0]

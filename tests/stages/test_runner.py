@@ -70,7 +70,7 @@ def test_outs_figures_and_record(record, capsys):
     )
     line = capsys.readouterr().out.strip()
     assert line.startswith("similar: 1,234 kept · 3 rejected (short 2, clipped 1) · hours 0.1235 · 0.")
-    assert record.told["params"]["similar"] == {"feature": "mfcc", "top_k": 5}
+    assert record.told["params"]["similar"] == {"feature": "mfcc", "voice": None, "top_k": 5}
     assert record.told["params"]["profile"] == "demo"
     assert len(record.told["wrote data/similar"]) == 64
 

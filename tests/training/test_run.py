@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 
 from tests.tiny import CODES, LEVELS, model_config
 from vall_e.codecs.mel import MelCodec
-from vall_e.config import EncodeConfig, JoinConfig, MelCodecConfig, Params, TrainConfig
+from vall_e.config import JoinConfig, Params, TrainConfig
 from vall_e.corpus.encode import codec_facts
 from vall_e.corpus.schema import CODES as CODES_SCHEMA
 from vall_e.corpus.schema import SIMILAR, write_table
 from vall_e.generation.synthesize import Request, SpeechError, Voice
+from vall_e.preparation import EncodeConfig, MelCodecConfig
 from vall_e.text.tokenizer import Tokenizer, UnknownPhoneError
 from vall_e.training.module import rate_factor
 from vall_e.training.plan import describe

@@ -8,7 +8,8 @@ convolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,10 @@ class Block(nn.Module):
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.mixer = mixer
         self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mix: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """[B, T, D] → [B, T, D]; ``mix`` does what ``mixer`` does, going on from a past."""
+        return x + self.dropout((mix or self.mixer)(self.norm(x)))
 
 
 class Mamba(Backbone):
@@ -64,9 +69,8 @@ class Mamba(Backbone):
     ) -> Iterator[Tensor]:
         self.past_only(mask)
         for layer, block in enumerate(self.blocks):
-            branch = block.norm(x)
-            branch = block.mixer(branch) if cache is None else self.advance(block.mixer, branch, cache, layer)
-            x = x + block.dropout(branch)
+            mix = None if cache is None else partial(self.advance, block.mixer, cache=cache, layer=layer)
+            x = block(x, mix)
             yield x
 
     def advance(self, mixer: nn.Module, x: Tensor, cache: StateCache, layer: int) -> Tensor:

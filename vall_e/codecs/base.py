@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from vall_e.config import CodecConfig
+from vall_e.preparation import CodecConfig
 
 
 @runtime_checkable
@@ -42,7 +42,8 @@ class Codec(Protocol):
         ...
 
     def codebooks(self) -> list[Tensor]:
-        """The L code tables, float [n, d]."""
+        """The L code tables, float [n, d]: a frame stands for the sum of its codes' vectors (levels that are groups of
+        scalars have columns of their own). Empty for a codec without tables."""
         ...
 
     def save(self, folder: Path) -> None:

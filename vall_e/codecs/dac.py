@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vall_e.codecs.weights import Published, fill, find_weights, read_saved, read_weights, write_codec
-from vall_e.config import CodecConfig
+from vall_e.preparation import CodecConfig
 
 _LOW_RATE = {"encoder_rates": [2, 4, 5, 8], "decoder_rates": [8, 5, 4, 2]}
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vall_e.codecs.weights import Published, fill, find_weights, read_saved, read_weights, write_codec
-from vall_e.config import CodecConfig
+from vall_e.preparation import CodecConfig
 
 FILE = "encodec_24khz-d7cc33bc.th"
 KBPS_PER_LEVEL = 0.75  # 75 frames/s of 10 bits

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vall_e.codecs.mel import MelCodec
-from vall_e.config import MelCodecConfig
+from vall_e.preparation import MelCodecConfig
 
 Progress = Callable[[int, dict[str, float]], None]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vall_e.codecs.quantize import ResidualVQ
-from vall_e.config import MelCodecConfig
+from vall_e.preparation import MelCodecConfig
 
 FLOOR = 6e-3  # magnitude of white noise of 3e-4 (-70 dBFS) under a 1024-point Hann window; gives silence a value
 MIN_STD = 0.2  # of a band's log magnitude: empty bands (telephone speech) must not be blown up

@@ -17,8 +17,8 @@ import torch
 
 from vall_e.audio import AudioError, load, normalize_loudness, resample, trim_silence
 from vall_e.codecs.base import Codec
-from vall_e.config import EncodeConfig
 from vall_e.corpus.quality import Row, reject
+from vall_e.preparation import EncodeConfig
 
 STAGE = "encode"
 MIN_SECONDS = 0.1

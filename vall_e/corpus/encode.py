@@ -23,14 +23,25 @@ import torch
 from tqdm import tqdm
 
 from vall_e.codecs.base import Codec, load_codec
-from vall_e.config import CodecConfig, EncodeConfig, Params
+from vall_e.config import Params
 from vall_e.corpus.clips import STAGE, encode_clips, prepare
 from vall_e.corpus.executor import one_thread, run_shards
 from vall_e.corpus.mixtures import Mixer, Partners, Sources, Voice, encode_mixtures, survey
 from vall_e.corpus.quality import Row, check_reject_rate, count_rules, write_rejects
-from vall_e.corpus.schema import CODES, MANIFEST, MIXTURES, PHONES, REJECTS, read_rows, read_table, write_table
+from vall_e.corpus.schema import (
+    CODES,
+    MANIFEST,
+    MIXTURES,
+    PHONES,
+    REJECTS,
+    read_rows,
+    read_table,
+    shard_files,
+    write_table,
+)  # fmt: skip
 from vall_e.corpus.splits import TEST
 from vall_e.corpus.work import WorkFolder, digest_of, key_of, write_atomic
+from vall_e.preparation import CodecConfig, EncodeConfig
 
 SILENCE_SECONDS = 0.5
 SILENCE_NOISE = 3e-4  # digital silence is a sound that no recording has
@@ -109,10 +120,7 @@ def load_codes(folder: str | Path, columns: Sequence[str] | None = None) -> pa.T
         FileNotFoundError: there are no shards.
         ValueError: a shard is not readable or lacks a column.
     """
-    paths = sorted(Path(folder).glob("shard-*.parquet"))
-    if not paths:
-        raise FileNotFoundError(f"{folder} has no shards: run the encode stage first")
-    return pa.concat_tables([read_table(path, CODES, columns) for path in paths]).unify_dictionaries()
+    return pa.concat_tables([read_table(path, CODES, columns) for path in shard_files(folder)]).unify_dictionaries()
 
 
 def _utterances(manifest: Path, phones: Path) -> list[dict[str, Any]]:

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from vall_e.audio import load, normalize_loudness, resample, trim_silence
 from vall_e.codecs.base import load_codec
 from vall_e.codecs.fit import fit_mel_codec
-from vall_e.config import EncodeConfig, Params
+from vall_e.config import Params
 from vall_e.corpus.schema import MANIFEST, TRANSCRIPTS, read_rows
+from vall_e.preparation import EncodeConfig
 
 MAX_HOURS = 3.0  # of recordings held in memory; the codec hardly gains from more
 

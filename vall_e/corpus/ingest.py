@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vall_e.audio import AudioError, load, probe, save_wav
-from vall_e.config import ConfigError, IngestConfig
+from vall_e.config import ConfigError
 from vall_e.corpus import demo
 from vall_e.corpus.layouts import Names, Recording, read_folder
 from vall_e.corpus.quality import (
@@ -25,6 +25,7 @@ from vall_e.corpus.quality import (
 )
 from vall_e.corpus.schema import MANIFEST, write_table
 from vall_e.corpus.splits import TEST, TRAIN, VAL, Candidate, assign
+from vall_e.preparation import IngestConfig
 from vall_e.text.normalize import normalize
 
 STAGE = "ingest"

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vall_e.audio import EXTENSIONS
-from vall_e.config import ConfigError, IngestConfig
+from vall_e.config import ConfigError
 from vall_e.corpus.quality import Row, reject
+from vall_e.preparation import IngestConfig
 
 _FIELDS = ("text", "speaker", "take")
 _LONGEST_ID, _LONGEST_TEXT = 80, 10_000

@@ -20,12 +20,13 @@ import numpy as np
 
 from vall_e.audio import EXTENSIONS, resample
 from vall_e.codecs.base import Codec
-from vall_e.config import ConfigError, EncodeConfig, MixturesConfig
+from vall_e.config import ConfigError
 from vall_e.corpus.clips import MIN_SECONDS, STAGE, Clip, UnusableError, copies, encode_waves, read_sound, read_voice
 from vall_e.corpus.layouts import recordings
 from vall_e.corpus.mixing import looped, mix, placed, reverberate
 from vall_e.corpus.quality import Row, reject
 from vall_e.corpus.splits import TEST
+from vall_e.preparation import EncodeConfig, MixturesConfig
 
 TRIES = 8  # other speakers' utterances that are looked at until one can be used
 CACHED = 64  # noise recordings that a process keeps

@@ -8,9 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vall_e.config import PhonemizeConfig
 from vall_e.corpus.quality import Row, check_reject_rate, count_rules, reject, write_rejects
 from vall_e.corpus.schema import MANIFEST, PHONES, TRANSCRIPTS, read_rows, write_table
+from vall_e.preparation import PhonemizeConfig
 from vall_e.text.normalize import normalize
 from vall_e.text.phonemes import phonemize as phones_of
 from vall_e.text.tokenizer import Tokenizer

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from vall_e.config import IngestConfig
 from vall_e.corpus.schema import REJECTS, write_table
+from vall_e.preparation import IngestConfig
 
 Row = dict[str, Any]
 _FULL_SCALE = 0.999

@@ -6,10 +6,11 @@ Tables are zstd Parquet, written under a temporary name and renamed, so that a f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -169,3 +170,50 @@ def read_table(path: str | Path, schema: pa.Schema, columns: Sequence[str] | Non
 def read_rows(path: str | Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The rows of a table as dictionaries."""
     return read_table(path, schema, columns).to_pylist()
+
+
+def shard_files(folder: str | Path) -> list[Path]:
+    """The tables of an encode folder (schema CODES), in order.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    found = sorted(Path(folder).glob("shard-*.parquet"))
+    if not found:
+        raise FileNotFoundError(f"{folder} has no shards: run the encode stage first")
+    return found
+
+
+def read_encoded(folder: str | Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of an encode folder, a shard in memory at a time: ``columns`` ("id" among them) and ``codes`` int16
+    [L, T].
+
+    Raises:
+        FileNotFoundError: there are no shards.
+        ValueError: a shard is not readable, lacks a column, or holds a row of other codes than it says.
+    """
+    for path in shard_files(folder):
+        table = read_table(path, CODES, (*columns, "levels", "frames", "codes"))
+        rows = table.drop_columns(["codes"]).to_pylist()
+        yield from (row | {"codes": codes} for row, codes in zip(rows, code_matrices(table, path), strict=True))
+
+
+def code_matrices(table: pa.Table, path: Path, column: str = "codes") -> list[np.ndarray | None]:
+    """A column of codes as int16 [L, T] a row, None for null; ``table`` has id, levels and frames as well.
+
+    Raises:
+        ValueError: naming ``path``, for a row that holds other codes than it says.
+    """
+    lists = table[column].combine_chunks()
+    values, offsets = lists.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy()
+    valid = lists.is_valid().to_numpy(zero_copy_only=False)
+    out: list[np.ndarray | None] = []
+    for index, row in enumerate(table.select(("id", "levels", "frames")).to_pylist()):
+        flat, shape = values[offsets[index] : offsets[index + 1]], (row["levels"], row["frames"])
+        if not valid[index]:
+            out.append(None)
+        elif len(flat) != shape[0] * shape[1]:
+            raise ValueError(f"{path}: row {row['id']} holds {len(flat)} codes, not {shape[0]} x {shape[1]}")
+        else:
+            out.append(flat.reshape(shape))
+    return out

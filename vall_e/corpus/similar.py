@@ -12,28 +12,38 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vall_e.audio import load, trim_silence
-from vall_e.config import SimilarConfig
-from vall_e.corpus.encode import load_codes
+from vall_e.corpus.encode import batches, load_codes
 from vall_e.corpus.executor import one_thread
-from vall_e.corpus.schema import MANIFEST, SIMILAR, read_rows, write_table
+from vall_e.corpus.schema import MANIFEST, SIMILAR, read_encoded, read_rows, write_table
+from vall_e.models.similarity import utterance_vectors
+from vall_e.preparation import SimilarConfig
 
 RATE = 16_000
 CHUNK = 1 << 24  # cosines computed at once
 _BATCH = 64  # recordings in memory
-Features = Callable[[Sequence[np.ndarray]], np.ndarray]
+_WINDOW = 1024  # rows of codes in memory, sorted by length
+_FRAMES = 1 << 14  # of which vectors are in memory, padding included
 
 
 def similar(
-    config: SimilarConfig, manifest: Path, codes_folder: Path, out_dir: Path, progress: bool = True
+    config: SimilarConfig,
+    manifest: Path,
+    codes_folder: Path,
+    out_dir: Path,
+    progress: bool = True,
+    tables: Tensor | None = None,
 ) -> dict[str, Any]:
     """Write ``similar.parquet`` (schema SIMILAR) with a row for every encoded utterance.
 
@@ -41,6 +51,7 @@ def similar(
         manifest: table MANIFEST, for the recordings' paths.
         codes_folder: the encode stage's folder.
         progress: show a bar on stderr.
+        tables: float [L, n, d], what the codes of ``similar.feature: codes`` stand for.
 
     Returns:
         flat figures: seconds, kept, alone (utterances without a neighbour), top1 (mean cosine of the best neighbours).
@@ -56,9 +67,11 @@ def similar(
     strangers = [source for source in sources if source not in recordings]
     if strangers:
         raise ValueError(f"{manifest} lacks {strangers[0]}, which {codes_folder} has: run the encode stage again")
-    paths = tqdm([recordings[source]["path"] for source in sources], unit="utt", desc="similar", mininterval=1,
-                 disable=not progress)  # fmt: skip
-    features = _features(config)(paths)
+    bar = partial(tqdm, total=len(sources), unit="utt", desc="similar", mininterval=1, disable=not progress)
+    if config.feature == "codes":
+        features = _code_features(bar(_once(read_encoded(codes_folder, ("id", "source")))), sources, tables)
+    else:
+        features = _heard(config)(bar(recordings[source]["path"] for source in sources))
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, source in enumerate(sources):
         groups[recordings[source]["speaker"], recordings[source]["split"]].append(index)
@@ -132,16 +145,15 @@ def _mfcc() -> torch.nn.Module:
     return _transforms[0]
 
 
-def _features(config: SimilarConfig) -> Callable[[Iterable[str]], np.ndarray]:
+def _heard(config: SimilarConfig) -> Callable[[Iterable[str]], np.ndarray]:
+    """Recordings' paths to features."""
     return _speaker_features if config.feature == "speaker" else _mfcc_features
 
 
 def _mfcc_features(paths: Iterable[str]) -> np.ndarray:
     """Statistics of every recording, each dimension scaled over the corpus, float32 [U, 38]."""
     with one_thread():
-        table = np.stack([mfcc_statistics(_speech(path)) for path in paths])
-    spread = table.std(0)
-    return (table - table.mean(0)) / np.where(spread > 1e-6, spread, 1.0)
+        return _scaled(np.stack([mfcc_statistics(_speech(path)) for path in paths]))
 
 
 def _speaker_features(paths: Iterable[str]) -> np.ndarray:
@@ -149,13 +161,45 @@ def _speaker_features(paths: Iterable[str]) -> np.ndarray:
     from vall_e.evaluation.speaker import SpeakerEncoder
 
     encoder = SpeakerEncoder()
-    parts, batch = [], []
-    for path in paths:
-        batch.append((_speech(path), RATE))
-        if len(batch) == _BATCH:
-            parts.append(encoder.embed(batch))
-            batch = []
-    return np.concatenate([*parts, encoder.embed(batch)])
+    return np.concatenate([encoder.embed([(_speech(p), RATE) for p in paths]) for paths in _batches(paths, _BATCH)])
+
+
+def _code_features(rows: Iterable[dict[str, Any]], sources: Sequence[str], tables: Tensor) -> np.ndarray:
+    """Vectors of the codes of every source (``vall_e.models.similarity``), each dimension scaled over the corpus,
+    float32 [U, 2d]."""
+    vectors: dict[str, np.ndarray] = {}
+    with one_thread():
+        for window in _batches(rows, _WINDOW):
+            for batch in batches([row["frames"] for row in window], _FRAMES, mixed=True):
+                chosen = [window[index] for index in batch]
+                lengths = torch.tensor([row["frames"] for row in chosen])
+                codes = np.zeros((len(chosen), len(tables), int(lengths.max())), dtype=np.int64)
+                for padded, row in zip(codes, chosen, strict=True):
+                    padded[:, : row["frames"]] = row["codes"]
+                found = utterance_vectors(torch.from_numpy(codes), lengths, tables).numpy()
+                vectors |= zip((row["source"] for row in chosen), found, strict=True)
+    return _scaled(np.stack([vectors[source] for source in sources]))
+
+
+def _once(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The first row of each source: itself, for its copies stand behind it."""
+    seen: set[str] = set()
+    for row in rows:
+        if row["source"] not in seen:
+            seen.add(row["source"])
+            yield row
+
+
+def _scaled(table: np.ndarray) -> np.ndarray:
+    """Each column with mean 0 and deviation 1."""
+    spread = table.std(0)
+    return (table - table.mean(0)) / np.where(spread > 1e-6, spread, 1.0)
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
 
 
 def _speech(path: str) -> np.ndarray:

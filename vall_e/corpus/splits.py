@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from vall_e.config import IngestConfig
+from vall_e.preparation import IngestConfig
 
 TRAIN, VAL, TEST = "train", "val", "test"
 _TEXT = "text:"

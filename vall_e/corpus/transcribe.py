@@ -12,11 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from vall_e import audio
-from vall_e.config import TranscribeConfig
 from vall_e.corpus.quality import Row, check_reject_rate, count_rules, reject, write_rejects
 from vall_e.corpus.schema import MANIFEST, TRANSCRIPTS, read_rows, write_table
 from vall_e.corpus.splits import position
 from vall_e.corpus.work import WorkFolder, key_of
+from vall_e.preparation import TranscribeConfig
 from vall_e.text.normalize import words_for_scoring
 
 STAGE = "transcribe"

@@ -10,14 +10,12 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from vall_e.corpus.schema import CODES, MIXTURES, SIMILAR, read_rows, read_table
+from vall_e.corpus.schema import MIXTURES, SIMILAR, code_matrices, read_encoded, read_rows, read_table
 from vall_e.text.tokenizer import Tokenizer
 
 
@@ -62,6 +60,7 @@ class CodesCorpus:
         frame_rate: frames per second.
         similar: ids of similar utterances by id, best first.
         mixtures: by kind (noise, overlap) and utterance id, of the kinds that were asked for.
+        residual: whether the codec's levels have an order.
     """
 
     utterances: tuple[Utterance, ...]
@@ -69,6 +68,7 @@ class CodesCorpus:
     frame_rate: float
     similar: Mapping[str, tuple[int, ...]]
     mixtures: Mapping[str, Mapping[str, Mixture]] = field(default_factory=dict)
+    residual: bool = True
 
     @cached_property
     def by_speaker(self) -> dict[str, np.ndarray]:
@@ -112,13 +112,9 @@ class CodesCorpus:
             ValueError: a damaged shard, phones that the tokenizer does not know, or mixtures of other utterances.
         """
         folder = Path(folder)
-        shards = sorted(folder.glob("shard-*.parquet"))
-        if not shards:
-            raise FileNotFoundError(f"{folder} holds no shard-*.parquet: run the encode stage first")
+        columns = ("id", "speaker", "language", "split", "text", "phones")
+        utterances = [_utterance(r, tokenizer) for r in read_encoded(folder, columns) if r["split"] == split]
         facts = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
-        utterances: list[Utterance] = []
-        for shard in shards:
-            utterances += _rows(read_table(shard, CODES), tokenizer, split, shard)
         place = {u.id: i for i, u in enumerate(utterances)}
         near = {}
         if similar is not None:
@@ -127,19 +123,12 @@ class CodesCorpus:
                     near[row["id"]] = tuple(place[n] for n in row["neighbours"] if n in place)
         silence, rate = np.array(facts["silence"], dtype=np.int16), float(facts["frame_rate"])
         mixed = _mixtures(folder, {u.id: u.codes.shape for u in utterances}, mixtures)
-        return cls(tuple(utterances), silence, rate, near, mixed)
+        return cls(tuple(utterances), silence, rate, near, mixed, facts["residual"])
 
 
-def _rows(table: pa.Table, tokenizer: Tokenizer, split: str, shard: Path) -> list[Utterance]:
-    out = []
-    columns = ("id", "speaker", "language", "split", "text", "phones", "levels", "frames")
-    for row, flat in zip(table.select(columns).to_pylist(), _lists(table, "codes"), strict=True):
-        if row["split"] != split:
-            continue
-        phones = np.array(tokenizer.encode(row["phones"]), dtype=np.int64)
-        codes = _matrix(flat, row, shard)
-        out.append(Utterance(row["id"], row["speaker"], row["text"], phones, codes, row["language"]))
-    return out
+def _utterance(row: Mapping[str, Any], tokenizer: Tokenizer) -> Utterance:
+    phones = np.array(tokenizer.encode(row["phones"]), dtype=np.int64)
+    return Utterance(row["id"], row["speaker"], row["text"], phones, row["codes"], row["language"])
 
 
 def _mixtures(
@@ -149,29 +138,14 @@ def _mixtures(
     out: dict[str, dict[str, Mixture]] = {kind: {} for kind in kinds}
     for path in sorted(folder.glob("mixtures-*.parquet")) if kinds else ():
         table = read_table(path, MIXTURES)
-        rows = table.select(("id", "kind", "levels", "frames")).to_pylist()
-        for row, codes, noise in zip(rows, _lists(table, "codes"), _lists(table, "noise"), strict=True):
+        rows = table.select(("id", "kind")).to_pylist()
+        mixed, noises = code_matrices(table, path), code_matrices(table, path, "noise")
+        for row, codes, noise in zip(rows, mixed, noises, strict=True):
             if row["id"] not in utterances or row["kind"] not in out:
                 continue
-            mixed = _matrix(codes, row, path)
-            if mixed.shape != utterances[row["id"]]:
+            if codes.shape != utterances[row["id"]]:
                 raise ValueError(f"{path}: the mixture of {row['id']} is of other codes: run the encode stage again")
-            alone = _matrix(noise, row, path) if row["kind"] == "noise" else None
-            out[row["kind"]][row["id"]] = Mixture(mixed, alone)
+            out[row["kind"]][row["id"]] = Mixture(codes, noise)
     if 0 < len(out.get("noise", ())) < len(utterances):
         raise ValueError(f"{folder}: some utterances have no mixture with noise: run the encode stage again")
     return out
-
-
-def _lists(table: pa.Table, column: str) -> list[np.ndarray]:
-    """The values int16 [N] of a column of lists, a row each; N = 0 for null."""
-    rows = table[column].combine_chunks()
-    values, offsets = rows.values.to_numpy(zero_copy_only=False), rows.offsets.to_numpy()
-    return [values[a:b] for a, b in pairwise(offsets)]
-
-
-def _matrix(flat: np.ndarray, row: Mapping[str, Any], path: Path) -> np.ndarray:
-    """Codes [L, T] of a row."""
-    if len(flat) != row["levels"] * row["frames"]:
-        raise ValueError(f"{path}: row {row['id']} holds {len(flat)} codes, not {row['levels']} x {row['frames']}")
-    return flat.reshape(row["levels"], row["frames"])

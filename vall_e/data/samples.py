@@ -15,7 +15,7 @@ from vall_e.corpus.splits import held_out
 from vall_e.data.corpus import CodesCorpus, Utterance
 from vall_e.data.makers import MAKERS, Given
 from vall_e.data.mixtures import join_mixtures, learnable
-from vall_e.family import KINDS, level_shares
+from vall_e.family import KINDS, by_order, level_shares
 from vall_e.models.packing import Layout, Mode, Sample
 from vall_e.tasks import TASKS
 
@@ -52,12 +52,18 @@ class SampleMaker:
         self.codes, self.space, self.augment = codes, space, augment
         self.levels = corpus.silence.shape[0]
         self.held_out_seed, self.held_out_fraction = held_out_seed, held_out_fraction
-        self.kind, self.layout = KINDS[model.kind], Layout.of(model, self.levels, codes, 0)
-        weights = np.array(level_shares(model.level_weights, self.levels))
+        self.kind, self.layout = KINDS[model.kind], Layout.of(model, self.levels, codes, 0, residual=corpus.residual)
+        weights = np.array(level_shares(model.level_weights, self.levels, residual=corpus.residual))
         if self.kind.modes == ("level",):
             weights[0] = 0.0
         self.level_p = weights / weights.sum()
         self.first_modes = [mode for mode in self.kind.modes if mode != "level"]
+        choices = {"ordered": "one", "alike": "all"}
+        self.alike = (
+            "mask" in self.kind.modes
+            and self.kind.frames
+            and by_order("train.mask_levels", train.mask_levels, corpus.residual, **choices) == "all"
+        )
         mix = {task: 1.0 if task in model.tasks else NEEDED for task in model.all_tasks} | (train.task_weights or {})
         unknown = sorted(set(mix) - set(model.all_tasks))
         if unknown:
@@ -210,7 +216,7 @@ class SampleMaker:
         frames = response.shape[1]
         if not self.kind.frames:
             hidden = [0]
-        elif self.train.mask_levels == "all":
+        elif self.alike:
             hidden = list(range(self.levels))
         else:
             first = int(rng.choice(self.levels, p=self.level_p)) if asked is None else asked

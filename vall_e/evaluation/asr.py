@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vall_e.audio import resample
-from vall_e.config import RecogniserConfig
+from vall_e.preparation import RecogniserConfig
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel

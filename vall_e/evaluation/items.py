@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vall_e import audio
-from vall_e.config import EncodeConfig
 from vall_e.evaluation.testset import Plan
+from vall_e.preparation import EncodeConfig
 
 _FLOOR = 3e-4  # noise in the gaps: digital silence is a sound that no recording has
 

@@ -14,12 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from vall_e import audio
-from vall_e.config import EncodeConfig, Params
+from vall_e.config import Params
 from vall_e.corpus.schema import RESULTS, SCORES, read_rows, write_table
 from vall_e.evaluation.intervals import bootstrap_mean
 from vall_e.evaluation.items import prepare
 from vall_e.evaluation.run import KINDS
 from vall_e.evaluation.speaker import centroids, nearest, similarity_to_others
+from vall_e.preparation import EncodeConfig
 
 _CENTROID_SECONDS = 20.0
 _CLIP_SECONDS = 3.0

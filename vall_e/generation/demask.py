@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vall_e.config import DemaskConfig
+from vall_e.family import by_order
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 from vall_e.sampling.chain import guide, sample
@@ -47,6 +48,9 @@ def demask(
 
     Returns:
         int64 [l, T] of each.
+
+    Raises:
+        ValueError: ``given`` of another shape, or an order of levels for a codec that has none.
     """
     layout = model.layout
     shown, n = layout.shown, layout.codes
@@ -58,7 +62,10 @@ def demask(
         if start.shape != (shown, length) or start.min(initial=0) < 0 or start.max(initial=0) > n:
             raise ValueError(f"given codes are int64 [{shown}, {length}] in 0..{n}, not {start.shape}")
         rows.append(_Row(prompt, torch.from_numpy(start.copy()), n, seed))
-    if config.order == "level":
+    order = config.order
+    if shown > 1:
+        order = by_order("sampling.demask.order", order, layout.residual, ordered="level", alike="free")
+    if order == "level":
         stages = [(range(level, level + 1), config.later_steps if level else config.steps) for level in range(shown)]
     else:
         stages = [(range(shown), config.steps)]

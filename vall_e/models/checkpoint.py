@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vall_e.config import CodecConfig, EncodeConfig, SamplingConfig
+from vall_e.config import SamplingConfig
 from vall_e.family import LoraConfig, ModelConfig
 from vall_e.fields import PositiveFloat, PositiveInt, Section
 from vall_e.models.vall_e import VallE
@@ -21,6 +22,7 @@ from vall_e.nn.attention import use_attention
 from vall_e.nn.bitlinear import use_linear
 from vall_e.nn.lora import adapter_state, load_adapter_state
 from vall_e.nn.weights import WeightsError, fill, read_tensors
+from vall_e.preparation import CodecConfig, EncodeConfig
 
 VERSION = 3
 WHOLE = "config.json and model.safetensors must come from one training: copy the whole folder, or run the train stage"
@@ -33,6 +35,7 @@ class VoiceError(ValueError):
 class VoiceConfig(Section):
     """All that is needed to build and use a trained voice.
 
+    ``residual`` says whether the codec's levels have an order, as those of all voices do that do not say it;
     ``seconds_per_phone`` is the mean of the training texts; ``prompt_seconds`` the longest prompt seen in training.
     """
 
@@ -40,6 +43,7 @@ class VoiceConfig(Section):
     model: ModelConfig
     levels: PositiveInt
     codes: PositiveInt
+    residual: bool = True
     phones: PositiveInt
     codec: CodecConfig
     encode: EncodeConfig
@@ -53,7 +57,7 @@ class VoiceConfig(Section):
 
     def build(self) -> VallE:
         """The model with fresh weights."""
-        return VallE(self.model, self.levels, self.codes, self.phones)
+        return VallE(self.model, self.levels, self.codes, self.phones, residual=self.residual)
 
 
 def _rope_section(raw: dict[str, Any]) -> dict[str, Any]:
@@ -167,6 +171,12 @@ def load_model(
     except WeightsError as error:
         raise VoiceError(str(error)) from None
     return model.to(device).eval(), config
+
+
+def same_codec(folder: Path, codec: Path) -> bool:
+    """Whether the voice in ``folder`` speaks through the codec saved in ``codec``: the same weights, byte by byte."""
+    name = "model.safetensors"
+    return filecmp.cmp(folder / "codec" / name, codec / name, shallow=False)
 
 
 def save_adapters(path: Path, model: VallE) -> None:

@@ -129,13 +129,23 @@ class Layout:
     block: int = 1  # k: frames that a causal row draws at once
     sum_prompt: bool = True  # a prompt frame shows all its levels, not only level 0
     sum_response: bool = True  # a row of mode level shows all levels below, not only the next one
+    residual: bool = True  # later levels refine earlier ones (RVQ); False: they have no order (FSQ)
 
     @classmethod
-    def of(cls, config: ModelConfig, levels: int, codes: int, phones: int) -> Layout:
-        """The layout that a model of this configuration reads."""
+    def of(cls, config: ModelConfig, levels: int, codes: int, phones: int, *, residual: bool = True) -> Layout:
+        """The layout that a model of this configuration reads.
+
+        Raises:
+            ValueError: one level is to stand for all, and none of them is the coarsest.
+        """
+        if config.sum_levels != "both" and not residual:
+            raise ValueError(
+                f"model.sum_levels {config.sum_levels} lets one level stand for a frame, and of this codec's levels "
+                "none is the coarsest (FSQ): take both"
+            )
         return cls(
             levels, codes, phones, KINDS[config.kind].frames, config.positions == "segment", config.causal_size,
-            config.sum_levels in ("both", "prompt"), config.sum_levels in ("both", "response"),
+            config.sum_levels in ("both", "prompt"), config.sum_levels in ("both", "response"), residual,
         )  # fmt: skip
 
     @property

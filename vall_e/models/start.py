@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 from operator import attrgetter
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from vall_e.backbones import huggingface
 from vall_e.backbones.base import Backbone
 from vall_e.config import Params
 from vall_e.family import ModelConfig
-from vall_e.models.checkpoint import load_config, load_weights
+from vall_e.models.checkpoint import load_config, load_weights, same_codec
 from vall_e.models.vall_e import VallE
 from vall_e.nn.convert import with_kv_heads
 from vall_e.nn.weights import WeightsError, fill
@@ -66,8 +65,7 @@ def start_voice(model: VallE, folder: Path, tokenizer: Tokenizer, codec: Path) -
             f"train.init_from: {folder} and this corpus do not know the same phones ({' '.join(other[:8])}): "
             "their ids would change their meaning"
         )
-    name = "model.safetensors"
-    if not filecmp.cmp(folder / "codec" / name, codec / name, shallow=False):
+    if not same_codec(folder, codec):
         raise WeightsError(
             f"train.init_from: {folder} speaks through another codec than {codec}: its codes would change their meaning"
         )

@@ -33,12 +33,13 @@ class VallE(nn.Module):
         levels: L of the codec.
         codes: n of the codec.
         phones: size of the tokenizer.
+        residual: whether the codec's levels have an order.
     """
 
-    def __init__(self, config: ModelConfig, levels: int, codes: int, phones: int) -> None:
+    def __init__(self, config: ModelConfig, levels: int, codes: int, phones: int, *, residual: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.layout = Layout.of(config, levels, codes, phones)
+        self.layout = Layout.of(config, levels, codes, phones, residual=residual)
         self.embeddings = Embeddings(config, self.layout)
         self.backbone = build_backbone(config)
         self.heads = self._code_heads()
@@ -74,7 +75,7 @@ class VallE(nn.Module):
         return self.embeddings.symbol.weight.dtype
 
     def start_from_codebooks(self, codebooks: Sequence[Tensor], seed: int = 0) -> None:
-        """Let the token tables start from the codec's own vectors, L tables float [n, d]."""
+        """Let the token tables start from the codec's own vectors, L tables float [n, d] or none."""
         generator = torch.Generator().manual_seed(seed)
         n = self.layout.codes
         for level, book in enumerate(codebooks):
@@ -183,16 +184,17 @@ class VallE(nn.Module):
         """
         states = list(self.states(packed))
         *early, last = exit_weights or [1.0]
-        found = self._predictions(states[-1], packed, label_smoothing, level_factors)
+        hidden = self.backbone.norm(states[-1])
+        found = self._predictions(hidden, packed, label_smoothing, level_factors)
         loss = last * found.mean()
         for state, weight in zip(states, early, strict=False):
             if weight > 0:
-                loss = loss + weight * self._predictions(state, packed, label_smoothing, level_factors).mean()
+                exit_hidden = self.backbone.norm(state)
+                loss = loss + weight * self._predictions(exit_hidden, packed, label_smoothing, level_factors).mean()
         if self.alignment is not None and bool((packed.spoken >= 0).any()):
             value = self.alignment.loss(states[self._middle], text_slots(packed), packed.spoken)
             loss = loss + alignment_weight * found.note("alignment", value)
         if self.duration is not None:
-            hidden = self.backbone.norm(states[-1])
             loss = loss + found.note("duration", losses.of_duration(self.duration, hidden, packed))
         if self.training:
             real = torch.arange(states[-1].shape[1], device=self.device) < packed.lengths[:, None]
@@ -201,10 +203,10 @@ class VallE(nn.Module):
         return loss, found.figures
 
     def _predictions(
-        self, state: Tensor, packed: Packed, smoothing: float, factors: Sequence[float] | None
+        self, hidden: Tensor, packed: Packed, smoothing: float, factors: Sequence[float] | None
     ) -> losses.Found:
-        """The cross entropies of what a layer left, [B, T, D]."""
-        hidden, found = self.backbone.norm(state), losses.Found()
+        """The cross entropies of the heads on normalised states of some layer, [B, T, D]."""
+        found = losses.Found()
         losses.of_codes(found, self.heads, hidden, packed.target, smoothing, factors or (1.0,) * self.layout.levels)
         for vocabulary, head in self.symbol_heads.items():
             rows = packed.vocabulary == VOCABULARIES.index(vocabulary)

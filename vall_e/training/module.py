@@ -66,15 +66,16 @@ class VallEModule(pl.LightningModule):
     def __init__(self, model: VallE, train: TrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, train
+        layout = model.layout
+        self.level_factors = level_shares(train.level_factors, layout.levels, residual=layout.residual)
         if train.layerskip is not None:
             drop_layers(model.backbone.blocks, train.layerskip.max_dropout)
 
     def training_step(self, batch: Packed, _: int) -> Tensor:
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step)
         config = self.config
-        factors = level_shares(config.level_factors, self.model.layout.levels)
         loss, figures = self.model.loss(
-            batch, config.label_smoothing, config.alignment_weight, factors, self._exit_weights()
+            batch, config.label_smoothing, config.alignment_weight, self.level_factors, self._exit_weights()
         )
         self.log_dict({f"train.{k}": v for k, v in figures.items()} | {"train.loss": loss.detach()})
         return loss

@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveragi
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from vall_e.codecs.base import load_codec
+from vall_e.codecs.base import Codec, load_codec
 from vall_e.config import Params, TrainConfig
 from vall_e.corpus.work import WorkFolder, key_of
 from vall_e.data.batches import Batches
@@ -182,16 +182,17 @@ def train(
     tokenizer = Tokenizer.load(root / "data/phonemize/tokenizer.json")
     codec_folder = root / "models/codec"
     codec = load_codec(params.codec, codec_folder)
-    data, corpus = load_data(params, root, tokenizer, codec.codes, codec.levels)
+    data, corpus = load_data(params, root, tokenizer, codec)
     torch.manual_seed(params.train.seed)
-    model = VallE(params.model.model_copy(update={"lora": None}), codec.levels, codec.codes, len(tokenizer))
+    plain = params.model.model_copy(update={"lora": None})
+    model = VallE(plain, codec.levels, codec.codes, len(tokenizer), residual=codec.residual)
     if params.model.codebook_init:
         model.start_from_codebooks(codec.codebooks(), params.train.seed)
     start(model, params, tokenizer, root, out)
     if params.model.lora is not None:
         model.adapt(params.model.lora)
     recorder, work = _fit(params, model, data, root, work_root, log)
-    config = _describe(params, corpus, codec.levels, codec.codes, len(tokenizer))
+    config = _describe(params, corpus, codec, len(tokenizer))
     _publish(out, model, config, tokenizer, codec_folder)
     curves.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(recorder.path, curves)
@@ -207,7 +208,8 @@ def train(
     }
 
 
-def load_data(params: Params, root: Path, tokenizer: Tokenizer, codes: int, levels: int) -> tuple[Data, CodesCorpus]:
+def load_data(params: Params, root: Path, tokenizer: Tokenizer, codec: Codec) -> tuple[Data, CodesCorpus]:
+    """What a training reads: batches of the train and val splits, and the corpus of the first."""
     space = tokenizer.encode([WORD_GAP])[0]
     similar = root / "data/similar/similar.parquet"
     mixtures = {kind for task in params.model.all_tasks if (kind := TASKS[task].mixture) is not None}
@@ -218,7 +220,7 @@ def load_data(params: Params, root: Path, tokenizer: Tokenizer, codes: int, leve
             return corpus, None
         ingest = params.ingest
         maker = SampleMaker(
-            corpus, params.train, params.model, codes, space, ingest.seed, ingest.test_fraction, augment=augment
+            corpus, params.train, params.model, codec.codes, space, ingest.seed, ingest.test_fraction, augment=augment
         )
         return corpus, Batches(maker, params.train.batch_frames, params.train.seed)
 
@@ -226,7 +228,8 @@ def load_data(params: Params, root: Path, tokenizer: Tokenizer, codes: int, leve
     if batches is None:
         raise ValueError("no training utterances: look into the rejects.parquet of the stages before")
     _, val = load("val", False)
-    return Data(batches, val, Layout.of(params.model, levels, codes, len(tokenizer)), params.train), corpus
+    layout = Layout.of(params.model, codec.levels, codec.codes, len(tokenizer), residual=codec.residual)
+    return Data(batches, val, layout, params.train), corpus
 
 
 def _fit(
@@ -272,16 +275,16 @@ def _fit(
     return curves, work
 
 
-def _describe(params: Params, corpus: CodesCorpus, levels: int, codes: int, phones: int) -> VoiceConfig:
+def _describe(params: Params, corpus: CodesCorpus, codec: Codec, phones: int) -> VoiceConfig:
     spoken = sum(len(u.phones) for u in corpus.utterances)
     seconds = sum(u.codes.shape[1] for u in corpus.utterances) / corpus.frame_rate
     started = {"backbone_from": params.model.init_from, "voice_from": params.train.init_from}
     lineage = {"profile": params.profile, "steps": params.train.max_steps, "train_hours": round(corpus.hours, 4)}
     return VoiceConfig(
         model=params.model.model_copy(update={"init_from": None}),
-        levels=levels, codes=codes, phones=phones, codec=params.codec,
-        encode=params.encode.model_copy(update={"mixtures": None}),
-        sampling=params.sampling, language=params.phonemize.language, with_stress=params.phonemize.with_stress,
+        levels=codec.levels, codes=codec.codes, residual=codec.residual, phones=phones, codec=params.codec,
+        encode=params.encode.model_copy(update={"mixtures": None}), sampling=params.sampling,
+        language=params.phonemize.language, with_stress=params.phonemize.with_stress,
         words_apart=params.phonemize.words_apart,
         seconds_per_phone=seconds / max(1, spoken), prompt_seconds=params.train.prompt_seconds[1],
         lineage=lineage | {name: path for name, path in started.items() if path is not None},
