@@ -16,7 +16,7 @@ from vall_e.config import Params, Section
 NAMES = ["ingest", "transcribe", "phonemize", "fit_codec", "encode", "similar", "train", "evaluate", "score", "report"]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 # Values are in params.yaml, unfinished work is keyed by its own content: neither shapes a result.
-NO_DEPENDENCY = {"vall_e/config.py", "vall_e/family.py", "vall_e/fields.py", "vall_e/corpus/work.py"}
+NO_DEPENDENCY = {f"vall_e/{name}.py" for name in ("config", "family", "fields", "preparation", "corpus/work")}
 # Parameters that change no result: how many processes work.
 NO_PARAMETER = {"encode.workers"}
 

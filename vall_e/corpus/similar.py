@@ -24,7 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vall_e.audio import load, trim_silence
-from vall_e.corpus.encode import batches, load_codes
+from vall_e.corpus.clips import batches
+from vall_e.corpus.encode import load_codes
 from vall_e.corpus.executor import one_thread
 from vall_e.corpus.schema import MANIFEST, SIMILAR, read_encoded, read_rows, write_table
 from vall_e.models.similarity import utterance_vectors
