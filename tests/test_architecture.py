@@ -29,7 +29,8 @@ def _exists(module: str) -> bool:
     return path.with_suffix(".py").is_file() or path.is_dir()
 
 
-def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+@cache
+def imports(path: Path, *, top_level: bool = False) -> tuple[str, ...]:
     """Modules that a file imports, inside functions as well, but not those only for type checkers."""
 
     def walk(node: ast.AST) -> Iterator[str]:
@@ -47,9 +48,10 @@ def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
                     base = ".".join([*package[: len(package) - child.level + 1], *filter(None, [child.module])])
                 inner = [f"{base}.{alias.name}" for alias in child.names]
                 yield from [name if _exists(name) else base for name in inner] if base.startswith("vall_e") else [base]
-            yield from walk(child)
+            if not isinstance(child, ast.expr):
+                yield from walk(child)
 
-    return walk(ast.parse(path.read_text(encoding="utf-8")))
+    return tuple(walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 def _uses(path: Path, package: str) -> bool:
