@@ -85,7 +85,6 @@ class SampleMaker:
         prompt = self._prompt(clips, rng)
         task = self._task(clips, rng)
         mode, level = self._mode(rng) if TASKS[task].parallel else ("ar", 0)
-        corrupted = None
         language = self.model.language_id(clips[0].language)
         if self.augment and TASKS[task].parallel:
             if rng.random() < self.train.text_dropout:
@@ -94,14 +93,11 @@ class SampleMaker:
                 prompt = prompt[:, :0]
             if language and rng.random() < self.train.language_dropout:
                 language = 0
-            corrupted = self._corrupt(response, rng)
-            if level and self.train.token_dropout is not None:
-                corrupted[level - 1] = dropped(corrupted[level - 1], self.codes, self.train.token_dropout, rng)
-        asked = None
-        if self.train.level_loss == "one" and TASKS[task].parallel:
-            asked = int(rng.choice(self.levels, p=self.level_p))
-        if mode == "mask":
-            corrupted = self._hide(response, asked, rng)
+        asked = corrupted = None
+        if TASKS[task].parallel:
+            if self.train.level_loss == "one":
+                asked = int(rng.choice(self.levels, p=self.level_p))
+            corrupted = self._seen(response, mode, level, asked, rng)
         if response.shape[1] > limit:
             raise ValueError(
                 f"utterance {clips[0].id} has {response.shape[1] / self.corpus.frame_rate:.1f} s, above "
@@ -206,6 +202,19 @@ class SampleMaker:
         start = int(rng.integers(max(1, codes.shape[1] - wanted + 1)))
         return codes[:, start : start + wanted].astype(np.int64)
 
+    def _seen(
+        self, response: np.ndarray, mode: Mode, level: int, asked: int | None, rng: np.random.Generator
+    ) -> np.ndarray | None:
+        """What the model sees of the response; None for all of it."""
+        if mode == "mask":
+            return self._hide(response, asked, rng)
+        if not self.augment:
+            return None
+        seen = self._corrupt(response, rng)
+        if level and self.train.token_dropout is not None:
+            seen[level - 1] = dropped(seen[level - 1], self.codes, self.train.token_dropout, rng)
+        return seen
+
     def _hide(self, response: np.ndarray, asked: int | None, rng: np.random.Generator) -> np.ndarray:
         """The response with masks (n): of level 0, or of one level with all above it (SoundStorm, 2305.09636, section
         3.3), or of all levels alike (``train.mask_levels``)."""
@@ -229,7 +238,7 @@ class SampleMaker:
         return seen
 
     def _corrupt(self, response: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """What the model sees of the response: some frames random, some stretches masked (n)."""
+        """The response with some frames random and some stretches masked (n)."""
         frames, seen = response.shape[1], response.copy()
         random = rng.random(frames) < self.train.input_random
         seen[:, random] = rng.integers(self.codes, size=(self.levels, int(random.sum())))
