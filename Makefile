@@ -25,8 +25,8 @@ demo: env  ## recordings -> model -> report: the pipeline with the parameters in
 run: env  ## the pipeline with a profile of conf/: make run PROFILE=digits
 	@$(RUN) python -m pipelines.repro --profile $(PROFILE)
 
-test: env  ## the tests
-	@$(RUN) python -m pytest -m "not slow"
+test: env  ## the tests, a file a process at a time on up to four cores
+	@$(RUN) python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 
 slow: env  ## the tests that take minutes: stages of a real pipeline, killed and started again
 	@$(RUN) python -m pytest -m slow
