@@ -44,10 +44,8 @@ def settings(kind: str, more: list[str]) -> list[str]:
 
 def pace(params: Params, root: Path, steps: int) -> float:
     """Mean seconds of a training step on the real batches, those after the joining curriculum."""
-    tokenizer, codec = (
-        Tokenizer.load(root / "data/phonemize/tokenizer.json"),
-        load_codec(params.codec, root / "models/codec"),
-    )
+    tokenizer = Tokenizer.load(root / "data/phonemize/tokenizer.json")
+    codec = load_codec(params.codec, root / "models/codec")
     data, _ = load_data(params, root, tokenizer, codec)
     model = VallE(params.model, codec.levels, codec.codes, len(tokenizer), residual=codec.residual).train()
     optimizer, config, took = build_optimizer(model, params.train), params.train, []

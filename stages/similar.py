@@ -15,10 +15,11 @@ to keep a manner of speaking."""
 
 def run(stage: Context) -> Figures:
     from vall_e.corpus.similar import similar
-    from vall_e.models.similarity import code_tables
 
     settings, tables = stage.params.similar, None
     if settings.feature == "codes":
+        from vall_e.models.similarity import code_tables
+
         voice = None if settings.voice is None else Path(settings.voice)
         if voice is not None and voice.resolve() == Path("models/voice").resolve():
             raise ValueError("similar.voice: the train stage replaces models/voice: copy that voice and name the copy")

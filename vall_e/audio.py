@@ -10,10 +10,14 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 import soxr
+
+if TYPE_CHECKING:
+    from vall_e.preparation import EncodeConfig
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 
@@ -219,3 +223,22 @@ def trim_silence(wav: np.ndarray, rate: int, db: float = 40.0, margin_seconds: f
     # The samples behind the last whole frame belong to it.
     last = len(wav) if loud[-1] == count - 1 else (int(loud[-1]) + 1) * frame
     return wav[start : min(len(wav), last + margin)]
+
+
+def trim_and_level(wav: np.ndarray, rate: int, settings: EncodeConfig) -> np.ndarray:
+    """A voice as every codec is given it, float32: trimmed and at the loudness that ``settings`` say."""
+    if settings.trim_db is not None:
+        wav = trim_silence(wav, rate, settings.trim_db, settings.trim_margin_seconds)
+    if settings.loudness_lufs is not None:
+        wav = normalize_loudness(wav, rate, settings.loudness_lufs)
+    return wav
+
+
+def load_prepared(path: str | Path, sample_rate: int, settings: EncodeConfig) -> np.ndarray:
+    """A recording as the encode stage hands it to the codec: prepared at its own rate, float32 [N] at ``sample_rate``.
+
+    Raises:
+        AudioError: the recording cannot be read.
+    """
+    wav, rate = load(path)
+    return resample(trim_and_level(wav, rate, settings), rate, sample_rate)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vall_e.audio import AudioError, load, normalize_loudness, resample, trim_silence
+from vall_e.audio import AudioError, load, resample, trim_and_level
 from vall_e.codecs.base import Codec
 from vall_e.corpus.quality import Row, reject
 from vall_e.preparation import EncodeConfig
@@ -68,11 +68,7 @@ def read_sound(path: str) -> tuple[np.ndarray, int]:
 def read_voice(path: str, settings: EncodeConfig) -> tuple[np.ndarray, int]:
     """As ``read_sound``, trimmed and brought to the loudness that is set."""
     wav, rate = read_sound(path)
-    if settings.trim_db is not None:
-        wav = trim_silence(wav, rate, settings.trim_db, settings.trim_margin_seconds)
-    if settings.loudness_lufs is not None:
-        wav = normalize_loudness(wav, rate, settings.loudness_lufs)
-    return wav, rate
+    return trim_and_level(wav, rate, settings), rate
 
 
 def copies(row: dict[str, Any], settings: EncodeConfig) -> list[tuple[float, dict[str, Any]]]:

@@ -38,7 +38,7 @@ from vall_e.corpus.schema import (
     read_table,
     shard_files,
     write_table,
-)  # fmt: skip
+)
 from vall_e.corpus.splits import TEST
 from vall_e.corpus.work import WorkFolder, digest_of, key_of, write_atomic
 from vall_e.preparation import CodecConfig, EncodeConfig

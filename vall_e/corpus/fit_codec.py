@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vall_e.audio import load, normalize_loudness, resample, trim_silence
+from vall_e.audio import load_prepared
 from vall_e.codecs.base import load_codec
 from vall_e.codecs.fit import fit_mel_codec
 from vall_e.config import Params
 from vall_e.corpus.schema import MANIFEST, TRANSCRIPTS, read_rows
-from vall_e.preparation import EncodeConfig
 
 MAX_HOURS = 3.0  # of recordings held in memory; the codec hardly gains from more
 
@@ -50,7 +49,7 @@ def fit_codec(
         rows = _training_rows(manifest, transcripts, config.codec.mel.seed)
         rate = config.codec.mel.sample_rate
         bar = tqdm(rows, unit="utt", desc="read", mininterval=1, disable=not progress)
-        wavs = [_waveform(row["path"], config.encode, rate) for row in bar]
+        wavs = [load_prepared(row["path"], rate, config.encode) for row in bar]
         steps = tqdm(total=config.codec.mel.steps, unit="step", desc="fit_codec", mininterval=1, disable=not progress)
         with steps:
             codec, losses = fit_mel_codec(config.codec.mel, wavs, lambda step, values: _show(steps, values))
@@ -74,15 +73,6 @@ def _training_rows(manifest: Path, transcripts: Path, seed: int) -> list[dict[st
     order = np.random.default_rng(seed).permutation(len(rows))
     total = np.cumsum([rows[i]["seconds"] for i in order])
     return [rows[i] for i in sorted(order[: int(np.searchsorted(total, MAX_HOURS * 3600)) + 1])]
-
-
-def _waveform(path: str, settings: EncodeConfig, sample_rate: int) -> np.ndarray:
-    wav, rate = load(path)
-    if settings.trim_db is not None:
-        wav = trim_silence(wav, rate, settings.trim_db, settings.trim_margin_seconds)
-    if settings.loudness_lufs is not None:
-        wav = normalize_loudness(wav, rate, settings.loudness_lufs)
-    return resample(wav, rate, sample_rate)
 
 
 def _show(bar: tqdm, values: dict[str, float]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vall_e import audio
+from vall_e.audio import load_prepared
 from vall_e.evaluation.testset import Plan
 from vall_e.preparation import EncodeConfig
 
@@ -48,7 +48,7 @@ def load_item(plan: Plan, paths: Mapping[str, str], config: EncodeConfig, sample
     rng = np.random.default_rng(plan.seed)
 
     def joined(ids: Sequence[str]) -> np.ndarray:
-        clips = [prepare(paths[i], sample_rate, config) for i in ids]
+        clips = [load_prepared(paths[i], sample_rate, config) for i in ids]
         return join_clips(clips, sample_rate, plan.gap_seconds, rng)
 
     recording, prompt = joined(plan.recording), joined(plan.prompt)
@@ -69,20 +69,6 @@ def load_item(plan: Plan, paths: Mapping[str, str], config: EncodeConfig, sample
         sample_rate,
         plan.seed,
     )
-
-
-def prepare(path: str, sample_rate: int, config: EncodeConfig) -> np.ndarray:
-    """A recording as the encode stage hands it to the codec: trimmed, levelled, float32 [N] at ``sample_rate`` Hz.
-
-    Raises:
-        AudioError: the recording cannot be read.
-    """
-    wav, rate = audio.load(path)
-    if config.trim_db is not None:
-        wav = audio.trim_silence(wav, rate, config.trim_db, config.trim_margin_seconds)
-    if config.loudness_lufs is not None:
-        wav = audio.normalize_loudness(wav, rate, config.loudness_lufs)
-    return audio.resample(wav, rate, sample_rate)
 
 
 def join_clips(

@@ -17,7 +17,6 @@ from vall_e import audio
 from vall_e.config import Params
 from vall_e.corpus.schema import RESULTS, SCORES, read_rows, write_table
 from vall_e.evaluation.intervals import bootstrap_mean
-from vall_e.evaluation.items import prepare
 from vall_e.evaluation.run import KINDS
 from vall_e.evaluation.speaker import centroids, nearest, similarity_to_others
 from vall_e.preparation import EncodeConfig
@@ -149,7 +148,7 @@ def speaker_centroids(
         ):
             if total >= _CENTROID_SECONDS:
                 break
-            waiting.append(prepare(row["path"], sample_rate, config))
+            waiting.append(audio.load_prepared(row["path"], sample_rate, config))
             total += waiting[-1].size / sample_rate
             if sum(w.size for w in waiting) >= _CLIP_SECONDS * sample_rate:
                 clips.append((np.concatenate(waiting), sample_rate))

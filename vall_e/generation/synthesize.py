@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vall_e.audio import normalize_loudness, trim_silence
+from vall_e.audio import trim_and_level
 from vall_e.codecs.base import Codec, load_codec
 from vall_e.config import SamplingConfig
 from vall_e.generation.ar import Candidate
@@ -161,11 +161,8 @@ class Voice:
         wav = np.asarray(wav, dtype=np.float32).reshape(-1)
         if wav.size == 0 or not np.isfinite(wav).all() or float(np.abs(wav).max()) < 1e-4:
             raise SpeechError("the reference recording holds no sound: give one to three seconds of speech")
-        settings, warnings = self.config.encode, []
-        if settings.trim_db is not None:
-            wav = trim_silence(wav, self.sample_rate, settings.trim_db, settings.trim_margin_seconds)
-        if settings.loudness_lufs is not None:
-            wav = normalize_loudness(wav, self.sample_rate, settings.loudness_lufs)
+        warnings: list[str] = []
+        wav = trim_and_level(wav, self.sample_rate, self.config.encode)
         if wav.size < 0.2 * self.sample_rate:
             warnings.append(
                 f"the reference has only {wav.size / self.sample_rate:.2f} s of sound: one to three are better"
