@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from vall_e.audio import AudioError
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.jobs import Job, JobError, Result, is_model, load_reference, newest_model, output_of, read_jobs, speak
 
 

@@ -15,22 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vall_e.model_cli import add_model
-from vall_e.usage import MODELS, UsageError, sampling_of, voice_folder
+from vall_e.usage import MODELS, UsageError, add_sampling, sampling_given, sampling_of, voice_folder
 
 if TYPE_CHECKING:
-    from vall_e.config import SamplingConfig
+    from vall_e.decoding import SamplingConfig
     from vall_e.generation.synthesize import Voice
     from vall_e.jobs import Job, Result
-
-SAMPLING = {
-    "temperature": (float, "randomness of the codes; 0 always takes the likeliest"),
-    "top_k": (int, "draw from the K likeliest codes; 0 from all"),
-    "top_p": (float, "draw from the likeliest codes that together have this probability"),
-    "repetition_penalty": (float, "above 1 makes codes of the last frames less likely"),
-    "guidance": (float, "how much more the text counts; 0 is plain decoding"),
-    "candidates": (int, "utterances drawn for each text, of which the best is kept"),
-    "max_seconds": (float, "length cap of an utterance"),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,9 +77,7 @@ def _add_synth(commands: Any) -> None:
     synth.add_argument("--out-dir", type=Path, metavar="DIR", help="with --batch: folder of the wave files")
     synth.add_argument("--batch-size", type=int, default=16, metavar="N", help="jobs spoken at once (default: 16)")
     synth.add_argument("--seed", type=int, help="the same seed gives the same speech (default: the model's)")
-    for name, (kind, about) in SAMPLING.items():
-        flag = f"--{name.replace('_', '-')}"
-        synth.add_argument(flag, type=kind, metavar="X", help=f"{about} (default: the voice's)")
+    add_sampling(synth)
     synth.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     synth.add_argument("--json", action="store_true", help="with --text: print the result as JSON")
     synth.set_defaults(run=_synth)
@@ -144,17 +132,18 @@ def _jobs(arguments: argparse.Namespace) -> list[Job | Result]:
 
 
 def _voice(arguments: argparse.Namespace) -> tuple[Voice, SamplingConfig]:
-    given = {name: value for name in (*SAMPLING, "seed") if (value := getattr(arguments, name)) is not None}
-    sampling_of(given)  # before the model is loaded: a wrong number costs no time
-    folder = voice_folder(arguments.model)
+    folder, given = voice_folder(arguments.model), sampling_given(arguments)
+    given |= {} if arguments.seed is None else {"seed": arguments.seed}
 
     from vall_e.generation.synthesize import Voice
+    from vall_e.models.checkpoint import load_config
 
     try:
+        sampling = sampling_of(given, load_config(folder).sampling)  # before the weights: a wrong number costs no time
         voice = Voice.load(folder, device=arguments.device)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{folder} cannot be loaded: {error}") from None
-    return voice, voice.config.sampling.model_copy(update=given)
+    return voice, sampling
 
 
 def _speak_one(arguments: argparse.Namespace, voice: Voice, sampling: SamplingConfig, jobs: list[Job | Result]) -> int:

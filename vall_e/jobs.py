@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from vall_e.config import SamplingConfig
+    from vall_e.decoding import SamplingConfig
     from vall_e.generation.synthesize import Request, Voice
 
 MIN_REFERENCE_SECONDS = 0.2

@@ -15,7 +15,7 @@ import torch
 
 from vall_e.audio import trim_and_level
 from vall_e.codecs.base import Codec, load_codec
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.generation.ar import Candidate
 from vall_e.generation.respond import NoFirstLevelError, respond
 from vall_e.models.checkpoint import VoiceConfig, load_model
