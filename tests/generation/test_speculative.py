@@ -1,150 +1,134 @@
-"""Drafted and verified equals plain decoding: token by token when greedy, in distribution when drawn."""
+"""Speculative decoding says exactly what plain decoding says, whatever drafts, and drafts only as long as that pays."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
-import torch
-from scipy.stats import chi2
 
 from tests.generation.oracle import GREEDY, make_prompts
-from tests.tiny import CODES, LEVELS, build, model_config, sample
-from vall_e.decoding import SamplingConfig, SamplingParams, SpeculationConfig
+from tests.tiny import CODES, build, model_config, sample
+from vall_e.decoding import SamplingConfig, SpeculationConfig
 from vall_e.family import BACKBONES, Capabilities
+from vall_e.generation import speculative
 from vall_e.generation.ar import decode
-from vall_e.generation.speculative import speculate
-from vall_e.models.packing import Sample, pack
+from vall_e.generation.engine import Engine
+from vall_e.generation.speculative import Pace
 from vall_e.models.vall_e import VallE
-from vall_e.sampling.chain import draw
-from vall_e.sampling.speculate import verify
 
 LIMITS = [12, 5, 9]
+DRAWN = GREEDY.model_copy(update={"ar": GREEDY.ar.model_copy(update={"temperature": 1.0, "top_k": 6})})
 
 
 def _drafting(sampling: SamplingConfig, exit_layer: int, draft: int) -> SamplingConfig:
     return sampling.model_copy(update={"speculation": SpeculationConfig(exit_layer=exit_layer, draft=draft)})
 
 
-def _deep(kind: str) -> VallE:
-    """Four layers of which the later ones change little: drafts are sometimes right and sometimes not."""
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many drafts as are allowed, in each step."""
+    monkeypatch.setattr(Pace, "drafts", lambda pace: pace.choices[-1])
+
+
+def _deep(kind: str, stopping: float = 1.0) -> VallE:
+    """Four layers of which the later ones change little: drafts are sometimes right and sometimes not. ``stopping``
+    scales the logit of stop."""
     model = build(kind, layers=4)
     for block in model.backbone.blocks[1:]:
         block.attention.o.weight.data *= 0.5
         block.feedforward.down.weight.data *= 0.5
+    first = model.heads.first if kind == "ar-depth" else model.heads.heads[0]
+    first.weight.data[CODES] *= stopping
     return model
 
 
-@pytest.mark.parametrize("draft", [1, 2, 5, 13])
+def _equal(mine: list, plain: list) -> set[tuple[int, bool]]:
+    """Asserts that candidates are the same; returns lengths and whether they ended by themselves."""
+    for (a,), (b,) in zip(mine, plain, strict=True):
+        np.testing.assert_array_equal(a.codes, b.codes)
+        assert a.finished == b.finished
+    return {(c.codes.shape[1], c.finished) for (c,) in plain}
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("draft", [1, 3, 13])
 @pytest.mark.parametrize("exit_layer", [1, 2, 3, 4])
-@pytest.mark.parametrize("kind", ["ar-depth", "ar+nar"])
-def test_greedy_equals_plain_greedy(kind: str, exit_layer: int, draft: int) -> None:
+@pytest.mark.parametrize("kind", ["ar-depth", "ar+nar", "v2-ar"])
+def test_equals_plain_decoding(eager: None, kind: str, exit_layer: int, draft: int, sampling: SamplingConfig) -> None:
     """On a ragged batch with a prefix in one row, limits that differ, and rows that stop by themselves."""
     prompts, seeds, limits = [*make_prompts(), *make_prompts()], list(range(6)), [*LIMITS, 1, 2, 30]
     prompts[1] = replace(prompts[1], response=prompts[2].prompt[:, :2], spoken=None)
     lengths = set()
-    for stopping in (0.0, 1.0 if kind == "ar-depth" else -1.0):  # never, and now and then
-        model = _deep(kind)
-        first = model.heads.first if kind == "ar-depth" else model.heads.heads[0]
-        first.weight.data[CODES] *= stopping
-        want = decode(model, prompts, GREEDY, seeds, limits)
-        got = speculate(model, prompts, _drafting(GREEDY, exit_layer, draft), seeds, limits)
-        for mine, plain in zip(got, want, strict=True):
-            np.testing.assert_array_equal(mine[0].codes, plain[0].codes)
-            assert mine[0].finished == plain[0].finished
-            lengths.add((plain[0].codes.shape[1], plain[0].finished))
-    assert (30, False) in lengths and any(frames > 0 and finished for frames, finished in lengths)
+    for stopping in (0.0, 1.0 if kind == "ar-depth" else -1.0):  # never or seldom, and now and then
+        model = _deep(kind, stopping)
+        got = decode(model, prompts, _drafting(sampling, exit_layer, draft), seeds, limits)
+        lengths |= _equal(got, decode(model, prompts, sampling, seeds, limits))
+    assert len(lengths) > 3
 
 
-def test_right_drafts_save_passes_and_wrong_ones_cost_no_frame() -> None:
-    """Drafted by all layers every draft is right, and a round yields draft + 1 frames; drafts that are
-    always wrong yield one frame a round."""
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("plain_first", [0, 1, 2])
+def test_another_model_may_draft(monkeypatch: pytest.MonkeyPatch, sampling: SamplingConfig, plain_first: int) -> None:
+    """One that is always right, and one that never heard of the voice; also after steps that it did not see."""
+    model, prompts = _deep("ar-depth"), make_prompts()
+    other = VallE(
+        model_config("ar-depth", dim=16, layers=1, heads=2),
+        *(getattr(model.layout, n) for n in ("levels", "codes", "phones")),
+    )
+    plain = decode(model, prompts, sampling, [4, 5, 6], LIMITS)
+    for draft in (model, other.eval()):
+        turns = iter(([0] * plain_first + [3]) * 20)
+        monkeypatch.setattr(Pace, "drafts", lambda _, turns=turns: next(turns))
+        _equal(decode(model, prompts, _drafting(sampling, 1, 3), [4, 5, 6], LIMITS, draft=draft), plain)
+
+
+def test_right_drafts_save_passes_and_wrong_ones_cost_no_frame(eager: None) -> None:
+    """Drafted by all layers every draft is right, and a round yields draft + 1 frames; drafts that are always wrong
+    yield one frame a round."""
     model, prompts = build(layers=3), make_prompts(1)
     model.heads.first.weight.data[CODES] = 0
     rounds: list[int] = []
-    speculate(model, prompts, _drafting(GREEDY, 3, 3), [0], [13], lambda frames, _: rounds.append(frames))
+    decode(model, prompts, _drafting(GREEDY, 3, 3), [0], [14], lambda frames, _: rounds.append(frames))
     assert rounds == [5, 9, 13]
     rounds.clear()
-    extend = model.step
-    model.step = lambda codes, cache, layers=None: extend(codes, cache, layers) * (1 if layers is None else -1)
-    speculate(model, prompts, _drafting(GREEDY, 1, 3), [0], [13], lambda frames, _: rounds.append(frames))
+    step = model.step
+    model.step = lambda codes, cache, layers=None: step(codes, cache, layers) * (1 if layers is None else -1)
+    decode(model, prompts, _drafting(GREEDY, 1, 3), [0], [14], lambda frames, _: rounds.append(frames))
     assert rounds == list(range(2, 14))
 
 
-def test_a_seed_draws_the_same_alone_and_in_a_batch() -> None:
+def test_rows_join_between_drafts(eager: None) -> None:
     model, prompts = _deep("ar-depth"), make_prompts()
-    sampling = _drafting(GREEDY.model_copy(update={"ar": SamplingParams(temperature=1.0, top_k=6)}), 2, 3)
-    together = speculate(model, prompts, sampling, [7, 8, 9], LIMITS)
-    for i, limit in enumerate(LIMITS):
-        alone = speculate(model, prompts[i : i + 1], sampling, [7 + i], [limit])[0][0]
-        np.testing.assert_array_equal(together[i][0].codes, alone.codes)
+    for draft in (None, build(seed=5)):
+        engine = Engine(model, _drafting(DRAWN, 2, 3), draft=draft)
+        (first,) = engine.add(prompts[:1], [7], [12])
+        engine.step()
+        (second,) = engine.add(prompts[1:2], [8], [9])
+        while engine.step():
+            pass
+        found = [first.candidates(), second.candidates()]
+        _equal(found, decode(model, prompts[:2], DRAWN, [7, 8], [12, 9]))
 
 
-def _fits(observed: np.ndarray, expected: np.ndarray) -> bool:
-    """Pearson's chi-square at 0.1 %, cells of fewer than five expected draws in one."""
-    small = expected < 5
-    observed = np.append(observed[~small], observed[small].sum())
-    expected = np.append(expected[~small], max(expected[small].sum(), 1e-9))
-    return bool(((observed - expected) ** 2 / expected).sum() < chi2.ppf(0.999, len(expected) - 1))
-
-
-def test_a_verified_token_is_distributed_as_the_target() -> None:
-    rows, vocabulary = 40_000, 5
-    torch.manual_seed(0)
-    for _ in range(3):
-        draft, target = torch.randn(2, vocabulary) * 1.5
-        target[1] = -torch.inf
-        q, p = draft.expand(rows, -1), target.expand(rows, -1)
-        drafted = draw(q, torch.empty(rows, vocabulary).exponential_())
-        token, kept = verify(drafted, q, p, torch.empty(rows, vocabulary + 1).exponential_())
-        want = target.softmax(-1).numpy() * rows
-        assert _fits(np.bincount(token, minlength=vocabulary), want)
-        assert not _fits(np.bincount(drafted, minlength=vocabulary), want)
-        overlap = torch.minimum(draft.softmax(-1), target.softmax(-1)).sum()  # 2211.17192, corollary 3.6
-        assert kept.float().mean() == pytest.approx(float(overlap), abs=0.01)
-        assert torch.equal(token[kept], drafted[kept])
-
-
-def test_drawn_frames_are_distributed_as_the_whole_models() -> None:
-    """Two frames of two levels and three codes: the chance of each of the outcomes, from the model by enumeration."""
-    rows, codes, levels, frames = 6000, 3, 2, 2
-    torch.manual_seed(3)
-    model = VallE(model_config(layers=3, alignment=False), levels, codes, 9).eval()
-    rng = np.random.default_rng(0)
-    prompt = Sample(rng.integers(3, 9, 4), rng.integers(codes, size=(levels, 3)), np.zeros((levels, 0), dtype=np.int64))
-    sampling = SamplingConfig(ar={"temperature": 1.3}, guidance=0.0, candidates=1)
-    chances = dict(_outcomes(model, prompt, 1.3, frames))
-    assert sum(chances.values()) == pytest.approx(1, abs=1e-4)
-    got = speculate(model, [prompt] * rows, _drafting(sampling, 1, 2), list(range(rows)), [frames] * rows)
-    counts = dict.fromkeys(chances, 0)
-    for (candidate,) in got:
-        counts[tuple(map(tuple, candidate.codes.T.tolist())), candidate.finished] += 1
-    names = list(chances)
-    want = np.array([chances[name] * rows for name in names])
-    assert _fits(np.array([counts[name] for name in names]), want)
-
-
-@torch.no_grad()
-def _outcomes(model: VallE, prompt: Sample, temperature: float, frames: int):
-    """All (frames, finished) with their chances; ``prompt`` holds the frames so far."""
-    levels, codes = model.layout.levels, model.layout.codes
-    so_far = tuple(map(tuple, prompt.response.T.tolist()))
-    if len(so_far) == frames:
-        yield (so_far, False), 1.0
-        return
-    hidden = model.hidden(pack([prompt], model.layout))[0, -1:]
-    first = (model.heads(hidden, 0, []) / temperature).softmax(-1)[0]
-    yield (so_far, True), float(first[codes])
-    for frame in product(range(codes), repeat=levels):
-        drawn = [torch.tensor([code]) for code in frame]
-        chance = float(first[frame[0]])
-        for level in range(1, levels):
-            chance *= float((model.heads(hidden, level, drawn[:level]) / temperature).softmax(-1)[0, frame[level]])
-        longer = replace(prompt, response=np.concatenate((prompt.response, np.array(frame)[:, None]), axis=1))
-        for outcome, rest in _outcomes(model, longer, temperature, frames):
-            yield outcome, chance * rest
+@pytest.mark.parametrize("accepted, least, most", [(0.0, 0, 0), (0.3, 0, 1), (0.8, 2, 6), (1.0, 8, 8)])
+def test_the_pace_follows_what_pays(accepted: float, least: int, most: int) -> None:
+    """Passes over a quarter of the layers, where checking a frame more costs a twentieth of a step."""
+    pace, rng = Pace(8), np.random.default_rng(0)
+    seconds, frames, chosen = 0.0, 0, []
+    for _ in range(600):
+        drafts = pace.drafts()
+        if drafts == 0:
+            pace.plain(1.0)
+            seconds, frames = seconds + 1.0, frames + 1
+        else:
+            right = int(np.cumprod(rng.random(drafts) < accepted).sum())
+            pace.speculative(drafts, right, int(right < drafts), 0.25 * drafts, 1 + 0.05 * drafts)
+            seconds, frames = seconds + 1 + 0.3 * drafts, frames + right + 1
+        chosen.append(drafts)
+    assert least <= np.median(chosen[100:]) <= most
+    assert frames / seconds > 0.97  # never worth less than plain decoding
+    assert max(chosen) > 0 and (accepted < 0.8 or frames / seconds > 1.3)
 
 
 def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +137,11 @@ def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             SamplingConfig(**(GREEDY.model_dump() | changes | {"speculation": {"exit_layer": 1}}))
     model, prompts = build(), [sample(np.random.default_rng(0), response=0)]
     with pytest.raises(ValueError, match="only 2 layers"):
-        speculate(model, prompts, _drafting(GREEDY, 3, 2), [0], [4])
+        decode(model, prompts, _drafting(GREEDY, 3, 2), [0], [4])
+    stranger = VallE(model_config(), 3, CODES + 1, 9).eval()
+    with pytest.raises(ValueError, match="codes, levels and phones"):
+        decode(model, prompts, _drafting(GREEDY, 1, 2), [0], [4], draft=stranger)
     monkeypatch.setitem(BACKBONES, "llama", Capabilities(rewind=False))
     with pytest.raises(ValueError, match="llama cannot draft and take back"):
-        speculate(model, prompts, _drafting(GREEDY, 1, 2), [0], [4])
-    assert model.layout.levels == LEVELS
+        decode(model, prompts, _drafting(GREEDY, 1, 2), [0], [4])
+    assert speculative.PROBE_EVERY > 10

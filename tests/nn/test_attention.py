@@ -71,13 +71,50 @@ def test_ragged_cache_steps_equal_the_whole_sequence() -> None:
         torch.testing.assert_close(got[:, 0], whole[torch.arange(2), at])
 
 
-def test_cache_selects_rows_and_refuses_to_overflow() -> None:
-    cache = KVCache(1, 2, 1, 3, 2, torch.float32, torch.device("cpu"))
-    cache.begin(2)
-    cache.write(0, torch.ones(2, 1, 2, 2) * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1), torch.ones(2, 1, 2, 2))
+def _filled(values: list[float], counts: list[int], size: int, *, static: bool = False) -> KVCache:
+    """Rows whose keys at position t are value + t / 10, and whose values are the negative of that."""
+    cache = KVCache(1, len(values), 1, size, 2, torch.float32, torch.device("cpu"), static=static)
+    keys = torch.tensor(values).view(-1, 1, 1, 1) + torch.arange(max(counts)).view(1, 1, -1, 1) / 10
+    cache.begin(max(counts), torch.tensor(counts))
+    cache.write(0, keys.expand(-1, 1, -1, 2), -keys.expand(-1, 1, -1, 2))
     cache.end()
-    picked = cache.select(torch.tensor([1, 1, 0]))
-    assert picked.tensors["keys"][0][:, 0, 0, 0].tolist() == [2.0, 2.0, 1.0]
-    assert picked.lengths.tolist() == [2, 2, 2]
+    return cache
+
+
+def _held(cache: KVCache) -> list[list[float]]:
+    """What each row holds, by its own length; keys and values agree."""
+    rows = len(cache.known)
+    keys, values = (cache.tensors[name][0][:rows, 0, :, 0] for name in ("keys", "values"))
+    assert torch.equal(keys, -values)
+    assert cache.lengths.tolist() == cache.known
+    return [[round(x, 4) for x in row[:n].tolist()] for row, n in zip(keys, cache.known, strict=True)]
+
+
+def test_rows_leave_and_join_a_cache_and_it_grows() -> None:
+    cache = _filled([1.0, 2.0, 3.0], [2, 1, 2], 3)
+    assert _held(cache.select(torch.tensor([2, 2, 0]))) == [[3.0, 3.1], [3.0, 3.1], [1.0, 1.1]]
+    cache.keep([0, 2])  # the last one takes the place of the one that left
+    assert _held(cache) == [[1.0, 1.1], [3.0, 3.1]]
+    cache.extend(_filled([7.0, 8.0], [5, 4], 5), [1, 0, 0])
+    assert _held(cache)[1:3] == [[3.0, 3.1], [8.0, 8.1, 8.2, 8.3]]
+    assert cache.known == [2, 2, 4, 5, 5]
+    cache.keep([4, 0])  # any order
+    assert [len(row) for row in _held(cache)] == [5, 2]
+    for _ in range(4):
+        cache.begin(2)
+        cache.write(0, *(sign * torch.full((2, 1, 2, 2), 9.0) for sign in (1, -1)))
+        cache.end()
+    assert _held(cache)[1] == [1.0, 1.1, *8 * [9.0]]
+    cache.rewind([3, 2])
+    assert _held(cache) == [[7.0, 7.1, 7.2], [1.0, 1.1]]
+    with pytest.raises(ValueError, match="a past that it had"):
+        cache.rewind([4, 2])
+
+
+def test_a_static_cache_refuses_to_overflow_and_attends_to_all_slots_behind_a_mask() -> None:
+    cache = _filled([1.0, 2.0], [2, 1], 3, static=True)
+    assert cache.mask(1)[:, 0, 0].tolist() == [[True, True, True], [True, True, False]]
     with pytest.raises(ValueError, match="holds 3 positions and 4"):
         cache.begin(2)
+    with pytest.raises(ValueError, match="2 rows of 3 positions"):
+        cache.extend(_filled([1.0], [1], 1), [0])

@@ -71,6 +71,10 @@ class Backbone(nn.Module, ABC):
     def new_cache(self, rows: int, size: int, dtype: torch.dtype, device: torch.device) -> Cache:
         """An empty cache for ``rows`` rows of up to ``size`` positions."""
 
+    def fuse(self) -> None:
+        """Make the layers faster for inference, in place, where that can be done; what they compute stays."""
+        return
+
     def auxiliary(self, real: Tensor) -> dict[str, tuple[float, Tensor]]:
         """Losses of the backbone's own after a forward in training, each with its weight: name → (weight, scalar).
 

@@ -53,6 +53,9 @@ class Flip(Backbone):
             raise ValueError("a reversed run leaves no past to go on from: only causal rows can be prefilled")
         return self.inner.prefill(x, positions, None, cache, last)
 
+    def fuse(self) -> None:
+        self.inner.fuse()
+
     def new_cache(self, rows: int, size: int, dtype: torch.dtype, device: torch.device) -> Cache:
         return self.inner.new_cache(rows, size, dtype, device)
 

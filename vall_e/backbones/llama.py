@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vall_e.backbones.base import Backbone
 from vall_e.family import ModelConfig
@@ -18,7 +19,7 @@ from vall_e.nn.attention import Attention
 from vall_e.nn.cache import Cache, KVCache
 from vall_e.nn.feedforward import SwiGLU
 from vall_e.nn.masks import Mask, visible
-from vall_e.nn.rope import rotary
+from vall_e.nn.rope import rotary, signed
 
 
 class Block(nn.Module):
@@ -56,6 +57,8 @@ class Llama(Backbone):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
+        self.fused = False
+        self._table: Tensor | None = None
         self.blocks = nn.ModuleList(self.block() for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.initialise(("attention.o.weight", "down.weight"))
@@ -64,16 +67,39 @@ class Llama(Backbone):
         """A new block."""
         return Block(self.config)
 
-    def angles(self, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor] | None:
-        """``rotary`` of ``positions`` int64 [B, T]."""
-        rope = self.config.rope
-        reach = cache.reach(positions) if cache is not None and rope.scaling == "dynamic" else None
-        return rotary(positions, self.config.dim // self.config.heads, rope, reach)
+    def angles(self, positions: Tensor, cache: Cache | None, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """``rotary`` of ``positions`` int64 [B, T]; for fused blocks, ``signed`` and of their dtype."""
+        rope, dim = self.config.rope, self.config.dim // self.config.heads
+        if rope.scaling == "dynamic":
+            found = rotary(positions, dim, rope, None if cache is None else cache.reach(positions))
+        elif cache is None or cache.empty or not self.fused:
+            found = rotary(positions, dim, rope)
+        else:
+            return self._looked_up(positions, max(cache.known) + positions.shape[1], dtype)
+        return tuple(a.to(dtype) for a in signed(found)) if self.fused else found
+
+    def _looked_up(self, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Angles from a table [P, 2 d] of the positions below a power of two, made once."""
+        if self._table is None or len(self._table) < longest or self._table.dtype != dtype:
+            every = torch.arange(max(256, 1 << longest.bit_length()), device=positions.device)[None]
+            angles = signed(rotary(every, self.config.dim // self.config.heads, self.config.rope))
+            self._table = torch.cat(angles, dim=-1)[0, 0].to(dtype)
+        found = F.embedding(positions, self._table).unsqueeze(1)
+        half = found.shape[-1] // 2
+        return found[..., :half], found[..., half:]
+
+    def fuse(self) -> None:
+        """Make the blocks faster for inference, in place, where they are plain (``vall_e.backbones.fused``)."""
+        from vall_e.backbones.fused import FusedBlock, FusedNorm, can_fuse
+
+        if type(self.norm) is nn.RMSNorm and all(can_fuse(block) for block in self.blocks):
+            self.blocks = nn.ModuleList(FusedBlock(block) for block in self.blocks)
+            self.norm, self.fused = FusedNorm(self.norm), True
 
     def states(
         self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None
     ) -> Iterator[Tensor]:
-        angles = self.angles(positions, cache)
+        angles = self.angles(positions, cache, x.dtype)
         seen = visible(mask, x.shape[1], cache, None, x.device)
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, seen, cache, layer)

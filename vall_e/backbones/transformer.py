@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from vall_e.backbones.llama import Block, Llama
@@ -31,7 +32,7 @@ class Transformer(Llama):
         attention = Attention(config.dim, config.heads, config.kv_heads, bias=True)
         return Block(config, attention, GELU(config.dim, config.ff_dim), nn.LayerNorm)
 
-    def angles(self, positions: Tensor, cache: Cache | None) -> None:
+    def angles(self, positions: Tensor, cache: Cache | None, dtype: torch.dtype) -> None:
         return None
 
     def states(

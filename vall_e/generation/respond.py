@@ -18,7 +18,6 @@ from vall_e.generation.ar import Candidate, decode
 from vall_e.generation.demask import demask
 from vall_e.generation.duration import predict_frames
 from vall_e.generation.nar import fill_levels
-from vall_e.generation.speculative import speculate
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
 
@@ -63,8 +62,7 @@ def respond(
     if masked:
         candidates = _by_demasking(model, prompts, sampling, seeds, longest, frames)
     else:
-        draw = decode if sampling.speculation is None else speculate
-        candidates = draw(model, prompts, sampling, seeds, longest, progress)
+        candidates = decode(model, prompts, sampling, seeds, longest, progress)
         candidates = [_aligned(model, c, p) for c, p in zip(candidates, prompts, strict=True)]
     chosen = [choose(c, p) for c, p in zip(candidates, prompts, strict=True)]
     codes = [c.codes for c in chosen]

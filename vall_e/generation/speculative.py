@@ -1,152 +1,233 @@
-"""Self-speculative decoding (LayerSkip, 2404.16710, section 4.3): the first layers draft frames, all layers check them.
+"""Speculative decoding: something quick drafts frames, the whole model checks all of them in one forward.
 
-A round drafts some frames one after the other from the early exit, runs all of them through all layers at once, and
-keeps those that the whole model would have drawn; what it draws instead of the first other one is kept as well.
-Greedy results are those of plain decoding, drawn ones have its distribution. Dimensions: R rows, D width, L levels,
-n codes per level, l levels shown by a causal row.
+Drafter and model draw with the same noise, frame by frame (Gumbel coupling: drafter-invariant speculative decoding,
+2408.07978, section 3). A drafted frame that equals what the model draws is kept with those before it; the first other
+one is replaced by the model's. So whatever drafts, and however badly, what is said is exactly what plain decoding says
+with the same seed: greedy or drawn.
+
+Two things can draft: the model's own first layers (LayerSkip, 2404.16710, section 4.3), or a smaller model
+(2211.17192).
+How many frames are drafted follows from what was accepted and from how long passes took, down to none at all.
+Dimensions: R rows, l levels shown by a causal row, n drafted frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vall_e.decoding import SamplingConfig
-from vall_e.generation.ar import Candidate
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
-from vall_e.sampling.chain import RowNoise, draw, warp
-from vall_e.sampling.speculate import verify
+from vall_e.nn.cache import Cache
+
+if TYPE_CHECKING:
+    from vall_e.generation.engine import Engine
+
+SMOOTHING = 0.9  # of acceptance and of times, from one step to the next
+PROBE_EVERY = 48  # steps without drafts after which one is tried again
+FIRST_GUESS = 0.7  # of the share of drafted frames that is accepted
 
 
-def speculate(
-    model: VallE,
-    prompts: Sequence[Sample],
-    sampling: SamplingConfig,
-    seeds: Sequence[int],
-    longest: Sequence[int],
-    progress: Callable[[int, int], None] | None = None,
-) -> list[list[Candidate]]:
-    """As ``decode``, by the rules of ``sampling.speculation``; ``progress`` is called once a round.
+def drafter_of(engine: Engine, draft: VallE | None) -> Drafter:
+    """What drafts for ``engine``, by the rules of ``sampling.speculation``.
 
     Raises:
-        ValueError: the backbone cannot exit early, go back or take several frames at once, or has too few layers.
+        ValueError: the backbone cannot go back or take several frames at once, or not exit early, or has too few
+            layers; or the drafting model has other codes or phones.
     """
+    model, rules = engine.model, engine.sampling.speculation
     can = model.backbone.capabilities
-    if not (can.early_exit and can.rewind and can.multi_token):
+    if not (can.rewind and can.multi_token and (draft is not None or can.early_exit)):
         raise ValueError(f"sampling.speculation: the backbone {model.config.backbone} cannot draft and take back")
-    if sampling.speculation.exit_layer > model.config.layers:
-        raise ValueError(f"sampling.speculation.exit_layer: the model has only {model.config.layers} layers")
-    if model.layout.block > 1 or any(p.vocabulary != "codes" for p in prompts):
+    if model.layout.block > 1 or engine.vocabulary != "codes":
         raise ValueError("sampling.speculation drafts single frames of codes: causal_size 1, and no task that writes")
-    with torch.inference_mode():
-        return _Speculator(model, prompts, sampling, seeds, longest).run(progress)
+    if draft is None:
+        if rules.exit_layer > model.config.layers:
+            raise ValueError(f"sampling.speculation.exit_layer: the model has only {model.config.layers} layers")
+        return EarlyExit(engine, rules.exit_layer)
+    ours, theirs = (
+        (m.layout.codes, m.layout.levels, m.layout.phones, m.layout.shown, m.layout.block) for m in (model, draft)
+    )
+    if ours != theirs or not draft.backbone.capabilities.rewind:
+        raise ValueError("sampling.speculation: what drafts needs the model's codes, levels and phones, and a way back")
+    return Smaller(engine, draft)
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A frame from the early exit: codes int64 [R, l], and per level the logits [R, V] that each was drawn from."""
+class Drafter(ABC):
+    """What drafts for an engine. Subclasses say how."""
 
-    codes: Tensor
-    logits: list[Tensor]
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.pace = engine, Pace(engine.sampling.speculation.draft)
+
+    @abstractmethod
+    def draft(self, count: int, noise: Tensor) -> list[Tensor]:
+        """``count`` frames int64 [R, l] behind the pending one, drawn with ``noise`` float [R, count, l, V]."""
+
+    def add(self, prompts: Sequence[Sample], candidates: int) -> None:
+        """Rows have joined."""
+        return
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Only the rows at ``order`` go on."""
+        return
+
+    def skipped(self, shown: Tensor) -> None:
+        """A plain step shows frames int64 [R, l, 1] to the model."""
+        return
+
+    def took(self, counts: Sequence[int]) -> None:
+        """So many frames of those that each row was shown, the pending one and drafts, have become its past."""
+        return
+
+    def advance(self) -> None:
+        """One step, with as many drafts as pay."""
+        engine, state, count = self.engine, self.engine.state, self.pace.drafts()
+        started = time.perf_counter()
+        if count == 0:
+            self.skipped(engine.pending)
+            engine.advance()
+            self.pace.plain(time.perf_counter() - started)
+            return
+        noise, before = state.noise.ahead(count + 1), list(engine.cache.known)
+        drafts = self.draft(count, noise)
+        drafted = time.perf_counter()
+        hidden = engine.forward(torch.cat((engine.pending, torch.stack(drafts, dim=-1)), dim=-1))
+        rows = len(hidden)
+        found = state.frame(hidden.flatten(0, 1), noise.flatten(0, 1)).unflatten(0, (rows, count + 1))  # [R, n + 1, l]
+        same = (found[:, :-1] == torch.stack(drafts, dim=1)).all(-1)
+        taken = (1 + same.cumprod(1).sum(1)).tolist()
+        for row, block, frames in zip(engine.rows, found.transpose(1, 2).cpu().numpy(), taken, strict=True):
+            row.take(block[:, :frames], engine.stop)
+        engine.cache.rewind([past + frames for past, frames in zip(before, taken, strict=True)])
+        state.noise.skip(taken)
+        last = torch.tensor(taken, device=found.device) - 1
+        engine.pending = found[torch.arange(rows, device=found.device), last][..., None]
+        self.took(taken)
+        accepted, refused = sum(taken) - rows, sum(frames <= count for frames in taken)
+        self.pace.speculative(count, accepted, refused, drafted - started, time.perf_counter() - drafted)
 
 
-class _Speculator:
-    """The state of one batch. The last frame of each row is drawn, but not yet in the cache."""
+class EarlyExit(Drafter):
+    """The model's own first layers."""
 
-    def __init__(
-        self,
-        model: VallE,
-        prompts: Sequence[Sample],
-        sampling: SamplingConfig,
-        seeds: Sequence[int],
-        longest: Sequence[int],
-    ) -> None:
-        self.model, self.rules, steps = model, sampling.speculation, max(longest)
-        self.settings = {"temperature": sampling.ar.temperature, "k": sampling.ar.top_k, "p": sampling.ar.top_p}
-        packed = pack(prompts, model.layout).to(model.device)
-        rows, size = len(prompts), packed.symbol.shape[1] + steps + self.rules.draft + 1
-        self.cache = model.backbone.new_cache(rows, size, model.dtype, model.device)
-        hidden = model.prefill(packed, self.cache)[:, 0]
-        shown, codes = model.layout.shown, model.layout.codes
-        self.noise = RowNoise([seed * 1_000_003 % 2**63 for seed in seeds], (shown, codes + 2), model.device)
-        self.done = torch.zeros(rows, dtype=torch.bool, device=model.device)
-        self.finished, self.frames = self.done.clone(), self.cache.lengths.new_zeros(rows)
-        self.limits = torch.tensor(longest, device=model.device)
-        self.out = self.frames.new_zeros(rows, shown, steps)
-        self.last = self._draft(hidden).codes
-        self._emit(self.last, ~self.done)
+    def __init__(self, engine: Engine, layers: int) -> None:
+        super().__init__(engine)
+        self.layers = layers
 
-    def run(self, progress: Callable[[int, int], None] | None) -> list[list[Candidate]]:
-        while not bool(self.done.all()):
-            self._round()
-            if progress is not None:
-                progress(int(self.frames.max()), int((~self.done).sum()))
-        frames, finished, out = self.frames.tolist(), self.finished.tolist(), self.out.cpu().numpy()
-        return [[Candidate(out[i][:, : frames[i]], finished[i], 0.0)] for i in range(len(out))]
+    def draft(self, count: int, noise: Tensor) -> list[Tensor]:
+        engine, drafts = self.engine, []
+        before, codes = list(engine.cache.known), engine.pending
+        for at in range(count):
+            frame = engine.state.frame(engine.forward(codes, self.layers)[:, 0], noise[:, at])
+            drafts.append(frame.clamp(max=engine.stop - 1))
+            codes = drafts[-1][..., None]
+        engine.cache.rewind(before)
+        return drafts
 
-    def _round(self) -> None:
-        before = self.cache.lengths
-        drafts, shown = [], [self.last]
-        for _ in range(self.rules.draft):
-            drafts.append(self._draft(self._extend(shown[-1:], self.rules.exit_layer)[:, 0]))
-            shown.append(drafts[-1].codes)
-        self.cache.rewind(before)
-        hidden = self._extend(shown)
-        going, kept = ~self.done, torch.zeros_like(before)
-        for at in range(len(shown)):
-            if at < len(drafts):
-                codes, same = self._check(hidden[:, at], drafts[at])
-            else:
-                codes, same = self._draft(hidden[:, at]).codes, torch.zeros_like(going)
-            self._emit(codes, going)
-            self.last = codes.where(going[:, None], self.last)
-            kept, going = kept + going, going & same & ~self.done
-        self.cache.rewind(before + kept)
 
-    def _extend(self, frames: Sequence[Tensor], layers: int | None = None) -> Tensor:
-        """Hidden states [R, T, D] behind T frames int64 [R, l]; what a stopped row shows does not matter."""
-        codes = torch.stack(list(frames), dim=-1).clamp(max=self.model.layout.codes - 1)
-        return self.model.step(codes, self.cache, layers)
+class Smaller(Drafter):
+    """Another model, with a cache of its own that holds what the engine's holds."""
 
-    def _logits(self, states: Tensor, drawn: list[Tensor]) -> Tensor:
-        """Of the level behind those in ``drawn``, with all but what may be drawn at -inf."""
-        logits = self.model.heads(states, len(drawn), [c.clamp(max=self.model.layout.codes - 1) for c in drawn])
-        return warp(logits.float(), **self.settings)
+    def __init__(self, engine: Engine, model: VallE) -> None:
+        super().__init__(engine)
+        self.model: VallE = model
+        self.cache: Cache | None = None
+        self.behind: list[Tensor] = []  # frames of plain steps, which the drafting model has not seen
 
-    def _draft(self, hidden: Tensor) -> _Draft:
-        """A frame drawn from ``hidden`` [R, D], level after level."""
-        noise, codes, logits = self.noise.next(), [], []
-        states = self.model.heads.prepare(hidden)
-        for level in range(self.model.layout.shown):
-            logits.append(self._logits(states, codes))
-            codes.append(draw(logits[-1], noise[:, level, : logits[-1].shape[1]]))
-        return _Draft(torch.stack(codes, dim=1), logits)
+    def add(self, prompts: Sequence[Sample], candidates: int) -> None:
+        packed = pack(prompts, self.model.layout).to(self.model.device)
+        rows, size = packed.symbol.shape[0], packed.symbol.shape[1]
+        fresh = self.model.backbone.new_cache(rows, size, self.model.dtype, self.model.device)
+        self.model.prefill(packed, fresh)
+        if self.cache is None:
+            self.cache = self.model.backbone.new_cache(0, size, self.model.dtype, self.model.device)
+        if self.behind:
+            self.model.step(torch.cat(self.behind, dim=-1), self.cache)
+            self.behind = []
+        self.cache.extend(fresh, [row for row in range(rows) for _ in range(candidates)])
 
-    def _check(self, hidden: Tensor, draft: _Draft) -> tuple[Tensor, Tensor]:
-        """A frame int64 [R, l] of the whole model, and bool [R], where it is the drafted one.
+    def keep(self, order: Sequence[int]) -> None:
+        self.cache.keep(order)
+        index = torch.tensor(order, device=self.model.device)
+        self.behind = [frames[index] for frames in self.behind]
 
-        Levels are checked one after the other: the first that is refused is replaced, and those behind it are drawn
-        anew from the whole model."""
-        noise, codes = self.noise.next(), []
-        states = self.model.heads.prepare(hidden)
-        same = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
-        for level in range(self.model.layout.shown):
-            target = self._logits(states, codes)
-            part = noise[:, level, -target.shape[1] - 1 :]
-            code, kept = verify(draft.codes[:, level], draft.logits[level], target, part)
-            codes.append(code.where(same, draw(target, part[:, :-1])))
-            same = same & kept
-        return torch.stack(codes, dim=1), same
+    def skipped(self, shown: Tensor) -> None:
+        self.behind.append(shown)
 
-    def _emit(self, codes: Tensor, rows: Tensor) -> None:
-        """Add a frame to the results of the rows bool [R]."""
-        stopped = rows & (codes[:, 0] == self.model.layout.codes)
-        self.finished |= stopped
-        index = (rows & ~stopped).nonzero()[:, 0]
-        self.out[index, :, self.frames[index]] = codes[index]
-        self.frames[index] += 1
-        self.done |= rows & (stopped | (self.frames >= self.limits))
+    def draft(self, count: int, noise: Tensor) -> list[Tensor]:
+        drafts: list[Tensor] = []
+        shown = torch.cat((*self.behind, self.engine.pending), dim=-1)
+        self.before = [past + len(self.behind) for past in self.cache.known]
+        self.behind = []
+        for at in range(count):
+            hidden = self.model.step(shown, self.cache)[:, -1]
+            frame = self.engine.state.frame(hidden, noise[:, at], self.model)
+            drafts.append(frame.clamp(max=self.engine.stop - 1))
+            shown = drafts[-1][..., None]
+        self.last = shown
+        return drafts
+
+    def took(self, counts: Sequence[int]) -> None:
+        wanted = [past + count for past, count in zip(self.before, counts, strict=True)]
+        if any(want > known for want, known in zip(wanted, self.cache.known, strict=True)):
+            self.model.step(self.last, self.cache)  # all was accepted: the last draft was not shown yet
+        self.cache.rewind(wanted)
+
+
+class Pace:
+    """How many frames to draft: as many as give the most frames in the time, by what was seen so far.
+
+    Args:
+        most: drafted frames.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.choices = [n for n in (1, 2, 3, 4, 6, 8, 12, 16) if n < most] + [most]
+        self.accepted = FIRST_GUESS  # share of drafted frames
+        self.plain_seconds: float | None = None
+        self.draft_seconds: float | None = None  # of one frame
+        self.check_seconds: dict[int, float] = {}  # of n drafted frames
+        self.since = 0  # plain steps since the last draft
+
+    def drafts(self) -> int:
+        """How many frames to draft now; 0 for a plain step."""
+        if self.plain_seconds is None:
+            return 0
+        if self.draft_seconds is None:
+            return self.choices[0]
+        best = max([0, *self.choices], key=self._frames_per_second)
+        if best == 0 and self.since >= PROBE_EVERY:
+            return self.choices[0]
+        return best
+
+    def _frames_per_second(self, drafts: int) -> float:
+        if drafts == 0:
+            return 1 / self.plain_seconds
+        a = min(self.accepted, 0.999)
+        frames = (1 - a ** (drafts + 1)) / (1 - a)
+        known = min(self.check_seconds, key=lambda n: abs(n - drafts))
+        extra = max(0.0, self.check_seconds[known] - self.plain_seconds) / known  # per frame that is checked
+        check = self.check_seconds[known] + extra * (drafts - known)
+        return frames / (drafts * self.draft_seconds + check)
+
+    def plain(self, seconds: float) -> None:
+        """A plain step took so long."""
+        self.plain_seconds = _smooth(self.plain_seconds, seconds)
+        self.since += 1
+
+    def speculative(self, drafts: int, accepted: int, refused: int, draft_seconds: float, check_seconds: float) -> None:
+        """So many frames were drafted for each row; of all rows' ``accepted`` were kept, and ``refused`` rows met one
+        that was not."""
+        self.accepted = _smooth(self.accepted, accepted / (accepted + refused))
+        self.draft_seconds = _smooth(self.draft_seconds, draft_seconds / drafts)
+        self.check_seconds[drafts] = _smooth(self.check_seconds.get(drafts), check_seconds)
+        self.since = 0
+
+
+def _smooth(before: float | None, now: float) -> float:
+    return now if before is None else SMOOTHING * before + (1 - SMOOTHING) * now

@@ -49,6 +49,15 @@ class Embeddings(nn.Module):
         vectors = torch.stack([table(code[:, level][at]) for level, table in enumerate(self.code)], dim=1)
         return x.index_put(tuple(at.nonzero().T), self.codebooks(vectors).to(x.dtype), accumulate=True)
 
+    def frames(self, ids: Tensor, segment: int) -> Tensor:
+        """Frames of one segment, code ids int64 [B, l, T] of their first l levels → [B, T, D], as ``tokens``."""
+        place = self.segment.weight[segment]
+        vectors = [table(ids[:, level]) for level, table in zip(range(ids.shape[1]), self.code, strict=False)]
+        if self.codebooks is None:
+            return sum(vectors[1:], vectors[0] + place)
+        batch, _, length = ids.shape
+        return self.codebooks(torch.stack(vectors, dim=2).flatten(0, 1)).view(batch, length, -1) + place
+
 
 def _table(size: int, dim: int) -> nn.Embedding:
     table = nn.Embedding(size, dim, padding_idx=0)

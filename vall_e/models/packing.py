@@ -177,7 +177,7 @@ class Layout:
         """Ids of a vocabulary, stop included."""
         return self.phones if vocabulary == "phones" else self.stop(vocabulary) + 1
 
-    def response_ids(self, codes: np.ndarray) -> np.ndarray:
+    def response_ids(self, codes: np.ndarray | Tensor) -> np.ndarray | Tensor:
         """Response codes 0..n (n is the mask) as code ids."""
         return codes + self.codes + 1
 

@@ -20,7 +20,8 @@ from vall_e.decoding import SamplingParams
 from vall_e.family import ModelConfig
 from vall_e.nn.cache import Cache
 from vall_e.nn.weights import fill
-from vall_e.sampling.chain import RowNoise, sample
+from vall_e.sampling.chain import sample
+from vall_e.sampling.noise import RowNoise
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

@@ -130,21 +130,19 @@ class VallE(nn.Module):
         Args:
             layers: leave behind so many layers (an early exit); the cache of the later ones is then not written.
         """
-        ids = codes.new_zeros(codes.shape[0], self.layout.levels, codes.shape[2])
-        ids[:, : codes.shape[1]] = codes + self.layout.codes + 1
-        segment = torch.full_like(ids[:, 0], Place.RESPONSE)
-        return self._append(torch.zeros_like(segment), segment, ids, cache, layers)
+        x = self.embeddings.frames(self.layout.response_ids(codes), Place.RESPONSE)
+        return self._append(x, cache, layers)
 
     def step_symbol(self, symbols: Tensor, vocabulary: Vocabulary, cache: Cache) -> Tensor:
         """One more written symbol of each row, int64 [B] in the vocabulary's ids → hidden states [B, 1, D]."""
         ids = symbols[:, None] + self.layout.first_symbol(vocabulary)
-        code = ids.new_zeros(len(ids), self.layout.levels, 1)
-        return self._append(ids, torch.full_like(ids, Place.SYMBOL), code, cache)
+        x = self.embeddings.symbol(ids) + self.embeddings.segment.weight[Place.SYMBOL]
+        return self._append(x, cache)
 
-    def _append(self, symbol: Tensor, segment: Tensor, code: Tensor, cache: Cache, layers: int | None = None) -> Tensor:
-        x, positions = self.embeddings.tokens(symbol, segment, code), cache.positions(symbol.shape[1])
-        cache.begin(symbol.shape[1])
-        with self._adapted(torch.zeros_like(cache.lengths)):
+    def _append(self, x: Tensor, cache: Cache, layers: int | None = None) -> Tensor:
+        positions = cache.positions(x.shape[1])
+        cache.begin(x.shape[1])
+        with self._adapted(cache.lengths.new_zeros(len(x))):
             if layers is None:
                 out = self.backbone(x, positions, None, cache)
             else:

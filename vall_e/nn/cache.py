@@ -1,16 +1,20 @@
 """What past positions left behind, with a length per row so that ragged batches cost no padding.
 
 A forward with a cache goes ``begin`` → layers read and write → ``end``; rows are padded on the right, and what a row
-pads it neither keeps nor counts. Dimensions: B rows, G key/value heads, S capacity, d width of a head.
+pads it neither keeps nor counts. Rows leave (``keep``) and join (``extend``) between forwards. Dimensions: B rows, G
+key/value heads, S capacity, d width of a head.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
+
+GROWTH = 1.5  # a full buffer is replaced by one that is larger by this, so that growing costs little on average
 
 
 class Cache:
@@ -18,6 +22,7 @@ class Cache:
 
     Attributes:
         lengths: int64 [B], past positions of each row.
+        known: the same as numbers, so that no forward has to wait for the device to say them.
         origin: int64 [B], the slot whose rotary position is 0.
         longest: int64 [B], positions that each row has spanned so far (see ``reach``).
         counts: int64 [B], how many positions of the forward under way are no padding; None outside of one.
@@ -27,6 +32,7 @@ class Cache:
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.origin = torch.zeros_like(self.lengths)
         self.longest = torch.zeros_like(self.lengths)
+        self.known = [0] * rows
         self.counts: Tensor | None = None
         self.empty = True
         self.tensors: dict[str, list[Tensor]] = {}
@@ -38,6 +44,8 @@ class Cache:
 
     def slots(self, count: int) -> Tensor:
         """Slots int64 [B, count] that the next ``count`` inputs of each row take."""
+        if count == 1:
+            return self.lengths[:, None]
         return self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
 
     def positions(self, count: int) -> Tensor:
@@ -59,24 +67,53 @@ class Cache:
         self.longest = torch.maximum(self.longest, (positions + 1).masked_fill(~real, 0).amax(1))
         return self.longest
 
-    def mask(self, count: int, window: int | None = None) -> Tensor:
-        """Bool [B, 1, count, S]: what the next ``count`` positions of each row may look at."""
+    def mask(self, count: int, window: int | None = None) -> Tensor | None:
+        """Bool [B, 1, count, S]: what the next ``count`` positions of each row may look at; None for all there is."""
         raise NotImplementedError(f"{type(self).__name__} keeps no keys that a mask could hide")
 
     def begin(self, length: int, counts: Tensor | None = None) -> None:
         """Make room for ``length`` new positions of every row, of which ``counts`` int64 [B] are no padding."""
         self.counts = torch.full_like(self.lengths, length) if counts is None else counts
+        self._new = [length] * len(self.known) if counts is None else counts.tolist()
 
     def end(self) -> None:
         """Take the new positions as past."""
         self.lengths, self.counts, self.empty = self.lengths + self.counts, None, False
+        self.known = [a + b for a, b in zip(self.known, self._new, strict=True)]
 
     def select(self, rows: Tensor) -> Self:
         """A cache of the rows ``rows`` int64 [R], in that order; a row may come more than once."""
         out = copy.copy(self)
-        out.lengths, out.origin, out.longest = self.lengths[rows], self.origin[rows], self.longest[rows]
+        out._pick(rows.tolist())
         out.tensors = {name: [t[rows] for t in group] for name, group in self.tensors.items()}
         return out
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with the rows ``rows`` only, in that order."""
+        index = self._pick(rows)
+        self.tensors = {name: [t[index] for t in group] for name, group in self.tensors.items()}
+
+    def extend(self, other: Self, rows: Sequence[int]) -> None:
+        """Take the rows ``rows`` of another cache of the same kind in, behind those that are there; a row may come
+        more than once."""
+        index = self._join(other, rows)
+        for name, group in self.tensors.items():
+            theirs = other.tensors[name]
+            self.tensors[name] = [torch.cat((t, new[index])) for t, new in zip(group, theirs, strict=True)]
+
+    def _pick(self, rows: Sequence[int]) -> Tensor:
+        index = torch.tensor(rows, dtype=torch.int64, device=self.lengths.device)
+        self.lengths, self.origin, self.longest = (t[index] for t in (self.lengths, self.origin, self.longest))
+        self.known = [self.known[row] for row in rows]
+        return index
+
+    def _join(self, other: Cache, rows: Sequence[int]) -> Tensor:
+        index = torch.tensor(rows, dtype=torch.int64, device=self.lengths.device)
+        for name in ("lengths", "origin", "longest"):
+            setattr(self, name, torch.cat((getattr(self, name), getattr(other, name)[index])))
+        self.known = self.known + [other.known[row] for row in rows]
+        self.empty = self.empty and other.empty
+        return index
 
 
 def _buffers(layers: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> dict[str, list[Tensor]]:
@@ -87,29 +124,52 @@ def _buffers(layers: int, shape: tuple[int, ...], dtype: torch.dtype, device: to
 
 
 class KVCache(Cache):
-    """Static buffers of keys and values, per layer [B, G, S, d]; each row writes at its own length.
+    """Buffers of keys and values, per layer [C, G, S, d] of which the first B rows are in use; each row writes at its
+    own length.
+
+    Rows that leave are replaced by the last ones, so a leaving row costs the copy of one row at most; buffers grow when
+    rows join or lengths do not fit.
 
     Args:
         layers, rows, heads, size, dim: layers, B, G, S, d.
         dtype, device: of the buffers.
+        static: shapes and addresses never change, for ``torch.compile`` and CUDA graphs: every forward attends to all S
+            slots behind a mask, and running out of slots is an error.
     """
 
     def __init__(
-        self, layers: int, rows: int, heads: int, size: int, dim: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        rows: int,
+        heads: int,
+        size: int,
+        dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        static: bool = False,
     ) -> None:
         super().__init__(rows, device)
-        self.size, self.used = size, 0
+        self.size, self.used, self.static = size, 0, static
         self.tensors = _buffers(layers, (rows, heads, size, dim), dtype, device)
-        self._ragged: Tensor | None = None
+        self._slots: Tensor | None = None
 
     def begin(self, length: int, counts: Tensor | None = None) -> None:
         super().begin(length, counts)
-        start = int(self.lengths.max())
-        self.used = start + length
-        if self.used > self.size:
-            raise ValueError(f"the cache holds {self.size} positions and {self.used} were asked for")
-        even = bool((self.lengths == start).all())
-        self._ragged = None if even else self.slots(length)[:, None, :, None]
+        start = max(self.known, default=0)
+        self.used = self.size if self.static else start + length
+        if start + length > self.size:
+            if self.static:
+                raise ValueError(f"the cache holds {self.size} positions and {start + length} were asked for")
+            self._resize(len(self.tensors["keys"][0]), max(start + length, int(GROWTH * self.size)))
+        even = not self.static and all(known == start for known in self.known)
+        self._slots = None if even else self._flat(length)
+
+    def _flat(self, length: int) -> Tensor:
+        """Where the new positions lie in a buffer [B * G * S, d], int64 [B * G * length]."""
+        rows, heads = len(self.known), self.tensors["keys"][0].shape[1]
+        first = torch.arange(rows * heads, device=self.lengths.device).view(rows, heads, 1) * self.size
+        return (first + self.slots(length)[:, None]).flatten()
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put ``keys`` and ``values`` [B, G, T, d] behind each row's past.
@@ -118,25 +178,70 @@ class KVCache(Cache):
             all keys and values so far, [B, G, S, d] where S is the longest row with its new positions;
             what lies behind a row's own end is for the caller's mask to hide (see ``mask``).
         """
+        rows, _, length, dim = keys.shape
         out = []
         for buffer, new in ((self.tensors["keys"][layer], keys), (self.tensors["values"][layer], values)):
-            if self._ragged is None:
-                buffer[:, :, self.used - new.shape[2] : self.used] = new
+            live = buffer if len(buffer) == rows else buffer[:rows]
+            if self._slots is None:
+                live.narrow(2, self.used - length, length).copy_(new)
             else:
-                buffer.scatter_(2, self._ragged.expand_as(new), new.to(buffer.dtype))
-            out.append(buffer[:, :, : self.used])
+                live.view(-1, dim).index_copy_(0, self._slots, new.to(buffer.dtype).reshape(-1, dim))
+            out.append(live.narrow(2, 0, self.used))
         return out[0], out[1]
 
-    def mask(self, count: int, window: int | None = None) -> Tensor:
-        reach = int(self.lengths.max()) + count
+    def mask(self, count: int, window: int | None = None) -> Tensor | None:
+        start = max(self.known, default=0)
+        reach = self.size if self.static else start + count
+        even = not self.static and all(known == start for known in self.known)
+        if even and count == 1 and (window is None or window >= reach):
+            return None
         behind = self.slots(count)[:, None, :, None] - torch.arange(reach, device=self.lengths.device)
         return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
 
-    def rewind(self, lengths: Tensor) -> None:
-        """Forget what lies behind ``lengths`` int64 [B] of each row."""
-        if bool((lengths > self.lengths).any()):
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Forget what lies behind ``lengths`` of each row."""
+        if any(new > now for new, now in zip(lengths, self.known, strict=True)):
             raise ValueError("a cache can only be rewound to a past that it had")
-        self.lengths = lengths
+        self.known = list(lengths)
+        self.lengths = torch.tensor(self.known, dtype=torch.int64, device=self.lengths.device)
+
+    def select(self, rows: Tensor) -> Self:
+        out = super().select(rows)
+        out.used = max(out.known, default=0)
+        return out
+
+    def keep(self, rows: Sequence[int]) -> None:
+        moves = [(to, row) for to, row in enumerate(rows) if to != row]
+        if {row for _, row in moves} & {to for to, _ in moves}:
+            self.tensors = self.select(torch.tensor(rows, device=self.lengths.device)).tensors
+        else:
+            for to, row in moves:
+                used = self.known[row]
+                for group in self.tensors.values():
+                    for buffer in group:
+                        buffer[to, :, :used] = buffer[row, :, :used]
+        self._pick(rows)
+
+    def extend(self, other: Self, rows: Sequence[int]) -> None:
+        before, used = len(self.known), max((other.known[row] for row in rows), default=0)
+        after, capacity = before + len(rows), len(self.tensors["keys"][0])
+        if after > capacity or used > self.size:
+            if self.static:
+                raise ValueError(f"the cache holds {capacity} rows of {self.size} positions and more were asked for")
+            self._resize(max(after, capacity), max(used, self.size))
+        index = self._join(other, rows)
+        for name, group in self.tensors.items():
+            for buffer, new in zip(group, other.tensors[name], strict=True):
+                buffer[before:after, :, :used] = new[index, :, :used]
+
+    def _resize(self, rows: int, size: int) -> None:
+        """Move what is in use into larger buffers, one after the other."""
+        live, used = len(self.known), max(self.known, default=0)
+        for group in self.tensors.values():
+            for layer, old in enumerate(group):
+                group[layer] = old.new_zeros(rows, old.shape[1], size, old.shape[3])
+                group[layer][:live, :, :used] = old[:live, :, :used]
+        self.size = size
 
 
 class RingCache(Cache):
@@ -215,3 +320,13 @@ class JointCache(Cache):
         out = super().select(rows)
         out.parts = {name: part.select(rows) for name, part in self.parts.items()}
         return out
+
+    def keep(self, rows: Sequence[int]) -> None:
+        super().keep(rows)
+        for part in self.parts.values():
+            part.keep(rows)
+
+    def extend(self, other: Self, rows: Sequence[int]) -> None:
+        super().extend(other, rows)
+        for name, part in self.parts.items():
+            part.extend(other.parts[name], rows)

@@ -83,30 +83,32 @@ def sample(
     return draw(warp(logits, temperature=temperature, k=k, p=p), noise if temperature > 0 else None)
 
 
-class RowNoise:
-    """Exponential noise with a generator per row, drawn in chunks of steps.
+class Chain:
+    def __init__(self, params, rows, vocabulary, device, stop):
+        self.p = params
+        window = getattr(params, "repetition_window", 1)
+        self.penalty = getattr(params, "repetition_penalty", 1.0)
+        self.history = torch.full((rows, window), -1, dtype=torch.int64, device=device)
 
-    Args:
-        seeds: one per row.
-        shape: of one step's noise for one row.
-        chunk: steps drawn at once.
-    """
+    def draw(self, logits, noise, attention=None):
+        p = self.p
+        if p.temperature > 0 and not p.top_k and p.top_p >= 1 and self.penalty == 1:
+            return torch.add(logits, noise.log(), alpha=-p.temperature).argmax(-1)
+        return sample(
+            logits,
+            noise,
+            temperature=p.temperature,
+            k=p.top_k,
+            p=p.top_p,
+            penalty=self.penalty,
+            history=self.history if self.penalty != 1 else None,
+        )
 
-    def __init__(self, seeds: list[int], shape: tuple[int, ...], device: torch.device, chunk: int = 32) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.shape, self.device, self.chunk = shape, device, chunk
-        self._block, self._at = torch.empty(0), chunk
+    def observe(self, tokens):
+        self.history = torch.cat((self.history[:, 1:], tokens[:, None]), dim=1)
 
-    def next(self) -> Tensor:
-        """Noise of the next step, float [R, *shape]."""
-        if self._at == self.chunk:
-            rows = [torch.empty(self.chunk, *self.shape).exponential_(generator=g) for g in self.generators]
-            self._block, self._at = torch.stack(rows).clamp_(min=1e-20).to(self.device), 0
-        self._at += 1
-        return self._block[:, self._at - 1]
+    def select(self, rows):
+        self.history = self.history[rows]
 
-    def select(self, rows: Tensor) -> None:
-        """Go on with the rows ``rows`` int64 only."""
-        index = rows.tolist()
-        self.generators = [self.generators[i] for i in index]
-        self._block = self._block[rows.to(self._block.device)] if self._block.numel() else self._block
+    def extend(self, other):
+        self.history = torch.cat((self.history, other.history))

@@ -1,0 +1,125 @@
+"""The loop: rows join and leave, fused and rounded weights say the same, nothing depends on the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from tests.generation.oracle import GREEDY, make_prompts
+from tests.tiny import CODES, build, of_task
+from vall_e.decoding import SamplingConfig, SamplingParams
+from vall_e.generation.ar import decode
+from vall_e.generation.engine import Engine
+from vall_e.models.formats import use_weights, weight_bytes
+from vall_e.models.vall_e import VallE
+
+DRAWN = SamplingConfig(ar=SamplingParams(temperature=1.0, repetition_penalty=1.3), guidance=0.5, candidates=2)
+
+
+def _same(one: Sequence, other: Sequence) -> None:
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.codes, b.codes)
+        assert a.finished == b.finished
+        assert a.score == pytest.approx(b.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["llama", "retnet", "yoco", "mamba"])
+@pytest.mark.parametrize("kind", ["ar-depth", "v2-ar"])
+def test_rows_that_join_later_say_what_they_say_alone(kind: str, backbone: str) -> None:
+    model, prompts = build(kind, backbone=backbone, kv_heads=4 if backbone == "retnet" else 2), make_prompts()
+    engine = Engine(model, DRAWN)
+    tickets = engine.add(prompts[:1], [3], [9])
+    for _ in range(4):
+        engine.step()
+    tickets += engine.add(prompts[1:], [4, 5], [14, 2])
+    while engine.step():
+        pass
+    for i, (ticket, limit) in enumerate(zip(tickets, (9, 14, 2), strict=True)):
+        assert ticket.done
+        _same(ticket.candidates(), decode(model, prompts[i : i + 1], DRAWN, [3 + i], [limit])[0])
+
+
+def test_an_empty_engine_takes_rows_again_and_what_does_not_fit_is_refused() -> None:
+    model, prompts = build(), make_prompts()
+    engine = Engine(model, DRAWN)
+    assert engine.step() == 0
+    for _ in range(2):
+        (ticket,) = engine.add(prompts[1:2], [4], [5])
+        while engine.step():
+            pass
+        _same(ticket.candidates(), decode(model, prompts[1:2], DRAWN, [4], [5])[0])
+    with pytest.raises(ValueError, match="write in one vocabulary"):
+        Engine(model, DRAWN, "digits").add(prompts, [0] * 3, [1] * 3)
+    model.heads.first.weight.data[CODES] = 0
+    engine.add(prompts[1:2], [0], [50])
+    with pytest.raises(ValueError, match="take an engine for each"):
+        engine.add([prompts[1].without_text()], [0], [4])
+
+
+def test_only_live_rows_are_computed() -> None:
+    model, prompts = build(), make_prompts(1) * 6
+    model.heads.first.weight.data[CODES] = 0
+    rows: list[int] = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    decode(model, prompts, GREEDY, [0] * 6, [2, 4, 6, 8, 2, 5])
+    assert rows == [6, 6, 4, 4, 3, 2, 1, 1]  # the prefill, and a forward a step
+
+
+@pytest.mark.parametrize("backbone", ["llama", "mixtral", "transformer", "yoco"])
+@pytest.mark.parametrize("kind", ["ar-depth", "ar+nar"])
+def test_fused_layers_say_the_same(kind: str, backbone: str) -> None:
+    changes = {"backbone": backbone} | ({"bidirectional": "flip"} if backbone == "yoco" and kind == "ar+nar" else {})
+    model, fused = (build(kind, positions="sequence", **changes) for _ in range(2))
+    use_weights(fused)
+    prompts = make_prompts()
+    want, got = (decode(m, prompts, DRAWN, [1, 2, 3], [9, 12, 5]) for m in (model, fused))
+    for one, other in zip(want, got, strict=True):
+        _same(one, other)
+
+
+@pytest.mark.parametrize("scaling", ["linear", "dynamic"])
+def test_fused_rotary_positions_stretch_alike(scaling: str) -> None:
+    rope = {"scaling": scaling, "factor": 2.0, "trained_length": 8}
+    model, fused = (build(rope=rope) for _ in range(2))
+    _same(*(decode(m, make_prompts(1), GREEDY, [0], [20])[0] for m in (model, use_weights(fused))))
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "float16", "int8"])
+def test_other_formats_are_smaller_and_say_nearly_the_same(weights: str) -> None:
+    def made() -> VallE:
+        return build(dim=64, ff_dim=96)
+
+    model, small = made(), use_weights(made(), weights)
+    assert weight_bytes(small) < 0.8 * weight_bytes(model)
+    prompts = make_prompts()
+    for (a,), (b,) in zip(*(decode(m, prompts, GREEDY, [0] * 3, [3] * 3) for m in (model, small)), strict=True):
+        assert a.codes.shape == b.codes.shape
+        assert np.mean(a.codes == b.codes) > 0.5
+    cache = small.backbone.new_cache(1, 4, small.dtype, torch.device("cpu"))
+    assert cache.tensors["keys"][0].dtype == (torch.float32 if weights == "int8" else getattr(torch, weights))
+    with pytest.raises(ValueError, match="no weight format 'int3'"):
+        use_weights(model, "int3")
+
+
+def test_a_row_of_8_bits_says_the_same_in_a_batch() -> None:
+    model, prompts = use_weights(build(dim=64, ff_dim=96), "int8"), make_prompts()
+    together = decode(model, prompts, DRAWN, [1, 2, 3], [8, 8, 8])
+    for i in range(3):
+        _same(together[i], decode(model, prompts[i : i + 1], DRAWN, [1 + i], [8])[0])
+
+
+def test_written_symbols_leave_and_join_too() -> None:
+    model = build("ar+nar", tasks=("tts", "stt"))
+    prompts = [of_task("stt", seed, response=4 + seed) for seed in range(3)]
+    prompts = [type(p)(**(vars(p) | {"symbols": p.symbols[:0]})) for p in prompts]
+    engine = Engine(model, GREEDY, "phones")
+    tickets = engine.add(prompts[:1], [0], [6])
+    engine.step()
+    tickets += engine.add(prompts[1:], [0, 0], [4, 6])
+    while engine.step():
+        pass
+    for prompt, ticket, limit in zip(prompts, tickets, (6, 4, 6), strict=True):
+        _same(ticket.candidates(), decode(model, [prompt], GREEDY, [0], [limit])[0])

@@ -1,0 +1,302 @@
+"""The one loop that decodes left to right: frames of codes, or written symbols.
+
+Prompts are prefilled together, once each, and shared between their candidates. Every step is one forward over the rows
+that are live: rows that have stopped leave, new ones may join between two steps. With ``sampling.speculation`` a step
+yields several frames, the same ones (``vall_e.generation.speculative``).
+
+Guided rows have a twin without text, right behind them in the cache and in the hidden states.
+Dimensions: R live rows, l levels shown by a causal row, k frames a step, T frames, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vall_e.decoding import FilterParams, SamplingConfig
+from vall_e.generation.speculative import Drafter, drafter_of
+from vall_e.models.packing import Sample, pack
+from vall_e.models.vall_e import VallE
+from vall_e.nn.cache import Cache
+from vall_e.sampling.chain import Chain
+from vall_e.sampling.guidance import guide
+from vall_e.sampling.noise import RowNoise
+from vall_e.tasks import Vocabulary
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One decoded row.
+
+    Attributes:
+        codes: int64 [l, T], l levels shown by a causal row; [1, T] symbols of a task that writes.
+        finished: it stopped by itself.
+        score: mean over frames of log p(code | text) - log p(code | no text), in nats; the codes of level 0.
+        alignment: see ``vall_e.generation.alignment``; 0 for a model without that head.
+    """
+
+    codes: np.ndarray
+    finished: bool
+    score: float
+    alignment: float = 0.0
+
+
+@dataclass
+class Row:
+    """What one candidate has said so far.
+
+    Attributes:
+        limit: frames or symbols after which it is cut off.
+        done: nothing more will come.
+        finished: it stopped by itself.
+        score: see ``Candidate``, once it is done.
+    """
+
+    levels: int
+    limit: int
+    done: bool = False
+    finished: bool = False
+    score: float = 0.0
+    _frames: list[np.ndarray] = field(default_factory=list)
+    _count: int = 0
+
+    @property
+    def count(self) -> int:
+        """Frames so far."""
+        return self._count
+
+    @property
+    def codes(self) -> np.ndarray:
+        """int64 [l, T]."""
+        return np.concatenate(self._frames, axis=1) if self._frames else np.zeros((self.levels, 0), dtype=np.int64)
+
+    def take(self, block: np.ndarray, stop: int) -> None:
+        """Go on with ``block`` int64 [l, k], up to the first ``stop`` on level 0 or the limit."""
+        ends = np.flatnonzero(block[0] == stop)
+        room = self.limit - self._count
+        if len(ends) and ends[0] < room:
+            block, self.finished = block[:, : ends[0]], True
+        block = block[:, :room]
+        self._frames.append(block)
+        self._count += block.shape[1]
+        self.done = self.finished or self._count >= self.limit
+
+    def candidate(self) -> Candidate:
+        return Candidate(self.codes, self.finished, self.score)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A prompt that is being answered.
+
+    Attributes:
+        rows: one a candidate.
+    """
+
+    rows: list[Row]
+
+    @property
+    def done(self) -> bool:
+        return all(row.done for row in self.rows)
+
+    def candidates(self) -> list[Candidate]:
+        return [row.candidate() for row in self.rows]
+
+
+class Engine:
+    """A batch that is decoded.
+
+    Args:
+        model: in evaluation mode; ``vall_e.models.formats.use_weights`` makes it fast.
+        sampling: how everything is drawn; ``candidates`` rows for each prompt.
+        vocabulary: what all rows of this batch write.
+        draft: a smaller model of the same codes and phones that drafts for ``sampling.speculation``; None: the model's
+            own first layers.
+
+    Raises:
+        ValueError: the model cannot draft as ``sampling.speculation`` asks.
+    """
+
+    def __init__(
+        self,
+        model: VallE,
+        sampling: SamplingConfig,
+        vocabulary: Vocabulary = "codes",
+        draft: VallE | None = None,
+    ) -> None:
+        self.model, self.sampling, self.vocabulary = model, sampling, vocabulary
+        layout, codes = model.layout, vocabulary == "codes"
+        self.stop, self.block = layout.stop(vocabulary), layout.block if codes else 1
+        self.shown = layout.shown if codes else 1
+        self.rows: list[Row] = []
+        self.cache: Cache | None = None
+        self.guided = False
+        self.drafter: Drafter | None = drafter_of(self, draft) if sampling.speculation is not None else None
+
+    def add(self, prompts: Sequence[Sample], seeds: Sequence[int], longest: Sequence[int]) -> list[Ticket]:
+        """Let prompts join; the first block of each is drawn at once.
+
+        Args:
+            prompts: samples; a response that they hold already is a prefix to go on from.
+            seeds: one per prompt; candidate c draws from its own stream, so results do not depend on the batch.
+            longest: per prompt, the frames or symbols after which a row is cut off (``finished`` is then False).
+
+        Raises:
+            ValueError: a prompt of another vocabulary, or one with text among rows without.
+        """
+        if any(p.vocabulary != self.vocabulary or p.mode != "ar" for p in prompts):
+            raise ValueError("rows of one batch are all autoregressive and write in one vocabulary")
+        guided = any(len(p.text) for p in prompts) and (self.sampling.guidance > 0 or self.sampling.candidates > 1)
+        if self.rows and guided != self.guided:
+            raise ValueError("rows with text and rows without any do not join one another: take an engine for each")
+        self.guided = guided
+        with torch.inference_mode():
+            return self._add(prompts, seeds, longest)
+
+    def step(self) -> int:
+        """One forward: a block of frames (or more, with speculation) or a symbol for every live row.
+
+        Returns:
+            how many rows are live after it.
+        """
+        if self.rows:
+            with torch.inference_mode():
+                (self.drafter or self).advance()
+                self._leave()
+        return len(self.rows)
+
+    def _add(self, prompts: Sequence[Sample], seeds: Sequence[int], longest: Sequence[int]) -> list[Ticket]:
+        model, layout, count, device = self.model, self.model.layout, self.sampling.candidates, self.model.device
+        batch = [row for p in prompts for row in ((p, p.without_text()) if self.guided else (p,))]
+        packed = pack(batch, layout).to(device)
+        fresh = model.backbone.new_cache(len(batch), packed.symbol.shape[1], model.dtype, device)
+        hidden = model.prefill(packed, fresh, self.block)
+        twins = 2 if self.guided else 1
+        share = [twins * i + t for i in range(len(prompts)) for _ in range(count) for t in range(twins)]
+        if self.cache is None or not self.rows:
+            self.cache = model.backbone.new_cache(0, packed.symbol.shape[1], model.dtype, device)
+        self.cache.extend(fresh, share)
+        tickets = [Ticket([Row(self.shown, limit) for _ in range(count)]) for limit in longest]
+        rows = [row for ticket in tickets for row in ticket.rows]
+        streams = [(seed * 1_000_003 + c) % 2**63 for seed in seeds for c in range(count)]
+        state = _State(self, rows, streams)
+        pending = state.draw(hidden[torch.tensor(share, device=device)])
+        if self.rows:
+            self.state.extend(state)
+            self.pending = torch.cat((self.pending, pending))
+        else:
+            self.state, self.pending = state, pending
+        self.rows = self.rows + rows
+        if self.drafter is not None:
+            self.drafter.add(prompts, count)
+        self._leave()
+        return tickets
+
+    def forward(self, codes: Tensor, layers: int | None = None) -> Tensor:
+        """Codes int64 [R, l, T] (or symbols [R, 1, 1]) go in → hidden states [R or 2R, T, D]."""
+        if self.guided:
+            codes = codes.repeat_interleave(2, dim=0)
+        if self.vocabulary != "codes":
+            return self.model.step_symbol(codes[:, 0, 0], self.vocabulary, self.cache)
+        return self.model.step(codes, self.cache, layers)
+
+    def advance(self) -> None:
+        """Show every row what it said last, and let it say the next block."""
+        self.pending = self.state.draw(self.forward(self.pending))
+
+    def _leave(self) -> None:
+        """Rows that are done leave the batch; the last ones take their places."""
+        live = [slot for slot, row in enumerate(self.rows) if not row.done]
+        if len(live) == len(self.rows):
+            return
+        for row, score in zip(self.rows, self.state.scores.tolist(), strict=True):
+            if row.done:
+                row.score = score / max(1, row.count)
+        tail = iter(slot for slot in live if slot >= len(live))
+        order = [slot if not self.rows[slot].done else next(tail) for slot in range(len(live))]
+        self.rows = [self.rows[slot] for slot in order]
+        if not order:
+            self.cache = None
+            return
+        self.cache.keep([2 * slot + t for slot in order for t in range(2)] if self.guided else order)
+        self.state.keep(order)
+        self.pending = self.pending[torch.tensor(order, device=self.pending.device)]
+        if self.drafter is not None:
+            self.drafter.keep(order)
+
+
+class _State:
+    """What drawing has to remember of R rows."""
+
+    def __init__(self, engine: Engine, rows: Sequence[Row], streams: Sequence[int]) -> None:
+        model, params = engine.model, engine.sampling.ar
+        size, device = model.layout.size(engine.vocabulary), model.device
+        self.engine, self.rows = engine, list(rows)
+        self.noise = RowNoise(streams, (engine.shown, size), device)
+        self.chains = [Chain(params, len(rows), size, device, engine.stop)]
+        later = FilterParams(**{name: getattr(params, name) for name in FilterParams.model_fields})
+        self.chains += [Chain(later, len(rows), size - 1, device, None) for _ in range(1, engine.shown)]
+        self.remembers = params.remembers
+        self.scores = torch.zeros(len(rows), device=device)
+
+    def draw(self, hidden: Tensor) -> Tensor:
+        """A block from hidden states [R or 2R, k, D]: written down in the rows, and returned as what the next forward
+        is to see, codes int64 [R, l, k]."""
+        noise = self.noise.ahead(hidden.shape[1])
+        frames: list[Tensor] = []
+        for at in range(hidden.shape[1]):
+            before = self.scores
+            frames.append(self.frame(hidden[:, at], noise[:, at]))
+            if at and self.engine.guided:  # behind a stop in this block nothing counts
+                ended = torch.stack([codes[:, 0] == self.engine.stop for codes in frames[:-1]]).any(0)
+                self.scores = torch.where(ended, before, self.scores)
+        self.noise.skip(len(frames))
+        codes = torch.stack(frames, dim=-1) if len(frames) > 1 else frames[0][..., None]
+        for row, block in zip(self.rows, codes.cpu().numpy(), strict=True):
+            row.take(block, self.engine.stop)
+        return codes
+
+    def frame(self, hidden: Tensor, noise: Tensor, model: VallE | None = None) -> Tensor:
+        """Codes int64 [R, l] of one frame from ``hidden`` [R or 2R, D] and noise [R, l, V]; the stop symbol on level 0
+        ends a row. ``model`` is the one whose states they are, where it is not the engine's."""
+        engine, first = self.engine, self.chains[0]
+        model = model or engine.model
+        heads = model.heads if engine.vocabulary == "codes" else None
+        states = hidden if heads is None else heads.prepare(hidden)
+        logits = (model.symbol_heads[engine.vocabulary](states) if heads is None else heads(states, 0, [])).float()
+        if engine.guided:
+            log_p = logits.log_softmax(-1)
+            conditioned, null, states = log_p[0::2], log_p[1::2], states[0::2]
+            logits = guide(conditioned, null, engine.sampling.guidance, engine.sampling.guidance_rescale)
+        code = first.draw(logits, noise[:, 0])
+        if self.remembers:
+            first.observe(code)
+        if engine.guided:
+            self.scores = self.scores + (conditioned - null).gather(1, code[:, None])[:, 0]
+        if engine.shown == 1:
+            return code[:, None]
+        # What a row that stops here draws on its other levels does not matter, as long as it is a code.
+        drawn = [code.clamp(max=engine.stop - 1)]
+        for level, chain in enumerate(self.chains[1:], 1):
+            level_logits = heads(states, level, drawn).float()
+            drawn.append(chain.draw(level_logits, noise[:, level, : level_logits.shape[1]]))
+        return torch.stack((code, *drawn[1:]), dim=1)
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Go on with the rows at ``order`` only."""
+        index = torch.tensor(order, device=self.scores.device)
+        self.rows, self.scores = [self.rows[slot] for slot in order], self.scores[index]
+        self.noise.select(order)
+        for chain in self.chains:
+            chain.select(index)
+
+    def extend(self, other: _State) -> None:
+        """Take the rows of another one in, behind those that are there."""
+        self.rows, self.scores = self.rows + other.rows, torch.cat((self.scores, other.scores))
+        self.noise.extend(other.noise)
+        for mine, theirs in zip(self.chains, other.chains, strict=True):
+            mine.extend(theirs)
