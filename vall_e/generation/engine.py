@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vall_e.decoding import FilterParams, SamplingConfig
+from vall_e.decoding import SamplingConfig, SamplingParams
 from vall_e.generation.speculative import Drafter, drafter_of
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
@@ -238,7 +238,7 @@ class _State:
         self.engine, self.rows = engine, list(rows)
         self.noise = RowNoise(streams, (engine.shown, size), device)
         self.chains = [Chain(params, len(rows), size, device, engine.stop)]
-        later = FilterParams(**{name: getattr(params, name) for name in FilterParams.model_fields})
+        later = SamplingParams(**params.filters)  # of one distribution only: what is remembered is of level 0
         self.chains += [Chain(later, len(rows), size - 1, device, None) for _ in range(1, engine.shown)]
         self.remembers = params.remembers
         self.scores = torch.zeros(len(rows), device=device)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-CHUNK = 32  # steps that a stream draws at once: always as many, as some generators do not draw 16 + 16 as 32
-
 
 class RowNoise:
     """Exponential(1) noise with a generator per row: what a row draws does not depend on its batch.
@@ -16,25 +14,26 @@ class RowNoise:
     Args:
         seeds: one per row.
         shape: of one step's noise for one row.
+        chunk: steps that a stream draws at once: always as many, as some generators do not draw 16 + 16 as 32.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device) -> None:
-        self.shape, self.device = shape, device
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device, chunk: int = 32) -> None:
+        self.shape, self.device, self.chunk = shape, device, chunk
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._drawn = torch.empty(len(seeds), 2 * CHUNK, *shape, device=device)
+        self._drawn = torch.empty(len(seeds), 2 * chunk, *shape, device=device)
         self._at, self._have = [0] * len(seeds), [0] * len(seeds)
 
     def ahead(self, count: int) -> Tensor:
-        """Noise of the next ``count`` steps of each row, at most CHUNK, float [R, count, *shape]; see ``skip``."""
-        if count > CHUNK:
-            raise ValueError(f"noise is drawn {CHUNK} steps ahead, not {count}")
+        """Noise of the next ``count`` steps of each row, at most ``chunk``, float [R, count, *shape]; see ``skip``."""
+        if count > self.chunk:
+            raise ValueError(f"noise is drawn {self.chunk} steps ahead, not {count}")
         for row, (at, have) in enumerate(zip(self._at, self._have, strict=True)):
             if have - at < count:
                 rest = have - at
-                fresh = torch.empty(CHUNK, *self.shape).exponential_(generator=self.generators[row])
+                fresh = torch.empty(self.chunk, *self.shape).exponential_(generator=self.generators[row])
                 self._drawn[row, :rest] = self._drawn[row, at:have].clone()
-                self._drawn[row, rest : rest + CHUNK] = fresh.clamp_(min=1e-20).to(self.device)
-                self._at[row], self._have[row] = 0, rest + CHUNK
+                self._drawn[row, rest : rest + self.chunk] = fresh.clamp_(min=1e-20).to(self.device)
+                self._at[row], self._have[row] = 0, rest + self.chunk
         if len(set(self._at)) == 1:
             return self._drawn[:, self._at[0] : self._at[0] + count]
         steps = torch.tensor(self._at)[:, None] + torch.arange(count)
