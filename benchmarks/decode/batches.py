@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.decode.bench import PHONES, Bench, Size, prompts, ragged_lengths
 from benchmarks.decode.steps import Stepper, plain, run
 from benchmarks.decode.timing import interleaved, median_ratio
-from vall_e.config import DemaskConfig
+from vall_e.decoding import DemaskConfig
 from vall_e.generation.demask import demask
 from vall_e.generation.nar import fill_levels
 from vall_e.models.vall_e import VallE

@@ -15,7 +15,7 @@ from benchmarks.decode.bench import Bench, build
 from benchmarks.decode.speed import longer
 from benchmarks.decode.steps import plain, run
 from benchmarks.decode.timing import interleaved, median_ratio
-from vall_e.config import SpeculationConfig
+from vall_e.decoding import SpeculationConfig
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 

@@ -6,10 +6,19 @@ from collections.abc import Sequence
 
 import torch
 
-from vall_e.config import SamplingConfig
-from vall_e.generation.ar import _Decoder
+from vall_e.decoding import SamplingConfig
+from vall_e.generation import ar
+from vall_e.generation.speculative import speculate
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
+
+
+def decode(
+    model: VallE, prompts: Sequence[Sample], sampling: SamplingConfig, seeds: Sequence[int], longest: Sequence[int]
+) -> list[list[ar.Candidate]]:
+    """With drafts where the settings ask for them."""
+    draw = ar.decode if sampling.speculation is None else speculate
+    return draw(model, prompts, sampling, seeds, longest)
 
 
 class Engine:
@@ -17,7 +26,7 @@ class Engine:
         self.model, self.sampling, self.frame = model, sampling, 0
 
     def add(self, prompts: Sequence[Sample], seeds: Sequence[int], longest: Sequence[int]) -> None:
-        self.decoder = _Decoder(self.model, prompts, self.sampling, seeds, longest)
+        self.decoder = ar._Decoder(self.model, prompts, self.sampling, seeds, longest)
 
     def step(self) -> int:
         """Draw one frame of each row and show it to the model; returns how many rows are still live."""

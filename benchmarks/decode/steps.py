@@ -7,16 +7,16 @@ from importlib.util import find_spec
 
 import torch
 
-from vall_e.config import SamplingConfig, SpeculationConfig
-from vall_e.generation.ar import decode
-from vall_e.generation.speculative import speculate
+from vall_e.decoding import SamplingConfig, SamplingParams, SpeculationConfig
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
 
 if find_spec("vall_e.generation.engine"):
     from vall_e.generation.engine import Engine
+
+    from vall_e.generation.ar import decode
 else:
-    from benchmarks.decode.standin import Engine
+    from benchmarks.decode.standin import Engine, decode
 if find_spec("vall_e.nn.formats"):
     from vall_e.nn.formats import use_weights
 
@@ -33,7 +33,8 @@ else:
 
 def plain(temperature: float = 1.0, speculation: SpeculationConfig | None = None) -> SamplingConfig:
     """One candidate from the model alone, as ``transformers`` draws it."""
-    return SamplingConfig(temperature=temperature, guidance=0.0, candidates=1, speculation=speculation)
+    ar = SamplingParams(temperature=temperature)
+    return SamplingConfig(ar=ar, guidance=0.0, candidates=1, speculation=speculation)
 
 
 def run(
@@ -44,9 +45,8 @@ def run(
     Raises:
         RuntimeError: a row stopped by itself, which would make what was measured meaningless.
     """
-    sampling = sampling or plain()
-    draw = decode if sampling.speculation is None else speculate
-    found = [row[0].codes for row in draw(model, prompts, sampling, list(range(len(prompts))), longest)]
+    rows = decode(model, prompts, sampling or plain(), list(range(len(prompts))), longest)
+    found = [candidates[0].codes for candidates in rows]
     lengths = [codes.shape[1] for codes in found]
     if lengths != list(longest):
         raise RuntimeError(f"rows stopped by themselves: {lengths} frames of {list(longest)}")
