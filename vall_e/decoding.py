@@ -6,7 +6,7 @@ for kinds with masks. All neutral values are the identity. What each sampler doe
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,11 @@ class FilterParams(Section):
         0.0, description="drop codes more than so many standard deviations below the greatest logit; 0 drops none"
     )
     banned: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="codes that are never drawn")
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """Arguments of ``vall_e.sampling.chain.warp``."""
+        return {name: getattr(self, name) for name in FilterParams.model_fields}
 
     @model_validator(mode="after")
     def _dynamic(self) -> FilterParams:

@@ -18,7 +18,7 @@ from vall_e.generation.ar import decode
 from vall_e.generation.speculative import speculate
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
-from vall_e.sampling.chain import draw
+from vall_e.sampling.draw import draw
 from vall_e.sampling.speculate import verify
 
 LIMITS = [12, 5, 9]

@@ -18,7 +18,9 @@ from torch import Tensor
 from vall_e.decoding import SamplingConfig
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
-from vall_e.sampling.chain import RowNoise, guide, sample
+from vall_e.sampling.chain import Chain, sample
+from vall_e.sampling.draw import RowNoise
+from vall_e.sampling.guidance import guide
 
 COMPACT_BELOW = 0.8  # share of live rows at which the batch is made smaller: copying a cache has a price too
 
@@ -99,7 +101,7 @@ class _Decoder:
         self.scores = torch.zeros(rows, device=device)
         self.frames = torch.zeros(rows, dtype=torch.int64, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.history = torch.full((rows, sampling.ar.repetition_window), -1, dtype=torch.int64, device=device)
+        self.chain = Chain(sampling.ar, rows, layout.size(self.vocabulary), device, self.stop)
         self.limits = torch.tensor(longest, device=device).repeat_interleave(self.count)
         self.out = torch.zeros(rows, self.shown, self.steps, dtype=torch.int64, device=device)
 
@@ -147,19 +149,17 @@ class _Decoder:
         logits = heads(states, 0, []) if codes else self.model.symbol_heads[self.vocabulary](states)
         log_p = logits.float().log_softmax(-1)
         conditioned, null = (log_p[:rows], log_p[rows:]) if self.guided else (log_p, None)
-        guided = conditioned if null is None else guide(conditioned, null, sampling.guidance)
-        history = self.history if sampling.ar.repetition_penalty != 1.0 else None
-        settings = {"temperature": sampling.ar.temperature, "k": sampling.ar.top_k, "p": sampling.ar.top_p}
-        code = sample(guided, noise[:, 0], **settings, penalty=sampling.ar.repetition_penalty, history=history)
+        guided = conditioned if null is None else guide(conditioned, null, sampling.guidance, sampling.guidance_rescale)
+        code = self.chain.draw(guided, noise[:, 0])
+        self.chain.observe(code)
         if null is not None:
             gain = (conditioned - null).gather(1, code[:, None])[:, 0]
             self.scores[self.live] += torch.where(self.done, 0.0, gain)
-        self.history = torch.cat((self.history[:, 1:], code[:, None]), dim=1)
         drawn = [code]
         for level in range(1, self.shown):
             before = [c.clamp(max=self.stop - 1) for c in drawn]
             level_logits = heads(states[:rows], level, before).float()
-            drawn.append(sample(level_logits, noise[:, level, : level_logits.shape[1]], **settings))
+            drawn.append(sample(level_logits, noise[:, level, : level_logits.shape[1]], **sampling.ar.filters))
         return torch.stack(drawn, dim=1)
 
     def _leave(self, going: Tensor, codes: Tensor) -> Tensor:
@@ -168,7 +168,8 @@ class _Decoder:
         rows = len(self.live)
         self.cache = self.cache.select(torch.cat((index, index + rows)) if self.guided else index)
         self.noise.select(index)
-        self.live, self.history, self.done = self.live[index], self.history[index], self.done[index]
+        self.chain.select(index)
+        self.live, self.done = self.live[index], self.done[index]
         return codes[index]
 
     def _collect(self) -> list[list[Candidate]]:

@@ -20,7 +20,8 @@ from vall_e.decoding import DemaskConfig
 from vall_e.family import by_order
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
-from vall_e.sampling.chain import guide, sample
+from vall_e.sampling.chain import sample
+from vall_e.sampling.guidance import guide
 
 
 def masked_after(step: int, steps: int, positions: int) -> int:
@@ -107,7 +108,7 @@ class _Row:
         noise = torch.empty(log_p.shape).exponential_(generator=self.generator).clamp_(min=1e-20)
         shape = log_p.shape[:2]
         drawn = sample(
-            log_p.flatten(0, 1), noise.flatten(0, 1), temperature=temperature, k=config.top_k, p=config.top_p
+            log_p.flatten(0, 1), noise.flatten(0, 1), temperature=temperature, top_k=config.top_k, top_p=config.top_p
         ).view(shape)  # fmt: skip
         codes = torch.where(masked, drawn, self.codes)
         # How sure: of the prediction itself, before filters and temperature.

@@ -50,5 +50,5 @@ def fill_levels(
             at = packed.target[i, level] != IGNORE
             logits = model.heads(model.heads.prepare(hidden[i, at]), level, []).float()
             draws = torch.empty(logits.shape).exponential_(generator=generators[i]).to(logits.device)
-            codes[level] = sample(logits, draws, temperature=sampling.nar.temperature).cpu().numpy()
+            codes[level] = sample(logits, draws, **sampling.nar.filters).cpu().numpy()
     return out

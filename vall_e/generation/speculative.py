@@ -18,7 +18,8 @@ from vall_e.decoding import SamplingConfig
 from vall_e.generation.ar import Candidate
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
-from vall_e.sampling.chain import RowNoise, draw, warp
+from vall_e.sampling.chain import warp
+from vall_e.sampling.draw import RowNoise, draw
 from vall_e.sampling.speculate import verify
 
 
@@ -66,7 +67,7 @@ class _Speculator:
         longest: Sequence[int],
     ) -> None:
         self.model, self.rules, steps = model, sampling.speculation, max(longest)
-        self.settings = {"temperature": sampling.ar.temperature, "k": sampling.ar.top_k, "p": sampling.ar.top_p}
+        self.settings = sampling.ar.filters
         packed = pack(prompts, model.layout).to(model.device)
         rows, size = len(prompts), packed.symbol.shape[1] + steps + self.rules.draft + 1
         self.cache = model.backbone.new_cache(rows, size, model.dtype, model.device)

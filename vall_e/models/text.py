@@ -20,7 +20,8 @@ from vall_e.decoding import SamplingParams
 from vall_e.family import ModelConfig
 from vall_e.nn.cache import Cache
 from vall_e.nn.weights import fill
-from vall_e.sampling.chain import RowNoise, sample
+from vall_e.sampling.chain import Chain
+from vall_e.sampling.draw import RowNoise
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -138,21 +139,18 @@ class TextModel(nn.Module):
         last = self.hidden(ids, cache, lengths)[torch.arange(rows, device=device), lengths - 1]
         streams = [(seed * 1_000_003 + row) % 2**63 for row in range(rows)]
         noise = RowNoise(streams, (self.embedding.num_embeddings,), device)
-        history = torch.full((rows, sampling.repetition_window), -1, dtype=torch.int64, device=device)
+        chain = Chain(sampling, rows, self.embedding.num_embeddings, device, next(iter(self._ends), None))
         ends = torch.tensor(self._ends, dtype=torch.int64, device=device)
         out: list[list[int]] = [[] for _ in prompts]
         done = torch.zeros(rows, dtype=torch.bool, device=device)
         for step in range(max_new_tokens):
-            token = sample(
-                self.logits(last).float(), noise.next(), temperature=sampling.temperature, k=sampling.top_k,
-                p=sampling.top_p, penalty=sampling.repetition_penalty, history=history,
-            )  # fmt: skip
+            token = chain.draw(self.logits(last).float(), noise.next())
+            chain.observe(token)
             for row in (~done).nonzero()[:, 0].tolist():
                 out[row].append(int(token[row]))
             done |= torch.isin(token, ends)
             if bool(done.all()) or step + 1 == max_new_tokens:
                 break
-            history = torch.cat((history[:, 1:], token[:, None]), dim=1)
             last = self.hidden(token[:, None], cache)[:, 0]
         return out
 

@@ -1,112 +1,138 @@
-"""From logits to a token: pure functions, batched, nothing written in place.
+"""Samplers in their order: penalties, temperature, filters, draw; mirostat and entropix choose what is drawn from.
 
-Order: repetition penalty, temperature, top-k, top-p, draw. Neutral values are the identity.
-Dimensions: R rows, V vocabulary.
+Settings have the attributes of ``vall_e.decoding.SamplingParams``. Dimensions: R rows, V vocabulary, W tokens that
+are looked back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-
-def repetition_penalty(logits: Tensor, history: Tensor, penalty: float) -> Tensor:
-    """Make tokens of the past less likely, once each (CTRL, 1909.05858, section 4.1).
-
-    Args:
-        logits: float [R, V].
-        history: int64 [R, W] of past tokens; negative entries are empty.
-        penalty: 1 is the identity; above 1 positive logits are divided and negative ones multiplied by it.
-    """
-    if penalty == 1.0 or history.shape[1] == 0:
-        return logits
-    seen = torch.zeros(logits.shape[0], logits.shape[1] + 1, dtype=torch.bool, device=logits.device)
-    seen.scatter_(1, torch.where(history < 0, logits.shape[1], history), True)
-    return torch.where(seen[:, :-1], torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+from vall_e.sampling import filters, mirostat
+from vall_e.sampling.draw import draw
+from vall_e.sampling.entropix import entropix
+from vall_e.sampling.penalties import ban, dry, length_penalty, repetition_penalty
 
 
-def top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k largest of each row [R, V], -inf elsewhere; 0 keeps all."""
-    if k <= 0 or k >= logits.shape[-1]:
-        return logits
-    bound = logits.topk(k, dim=-1).values[..., -1:]
-    return logits.masked_fill(logits < bound, -torch.inf)
-
-
-def top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the smallest set whose probability reaches p (nucleus sampling, 1904.09751); 1 keeps all."""
-    if p >= 1.0:
-        return logits
-    ordered, order = logits.sort(dim=-1, descending=True)
-    probability = ordered.softmax(-1)
-    drop = probability.cumsum(-1) - probability >= p
-    return torch.full_like(logits, -torch.inf).scatter(-1, order, ordered.masked_fill(drop, -torch.inf))
-
-
-def guide(conditioned: Tensor, unconditioned: Tensor, strength: float) -> Tensor:
-    """Classifier-free guidance on log-probabilities: ``c + s (c - u)`` (2207.12598); 0 is the identity."""
-    return conditioned + strength * (conditioned - unconditioned)
-
-
-def warp(logits: Tensor, *, temperature: float, k: int = 0, p: float = 1.0) -> Tensor:
-    """Logits [R, V] of what is drawn from, -inf where nothing is; at temperature 0 only the greatest is left."""
-    if temperature <= 0:
-        return torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
-    return top_p(top_k(logits / temperature, k), p)
-
-
-def draw(logits: Tensor, noise: Tensor | None) -> Tensor:
-    """A token int64 [R] for each row of logits [R, V].
-
-    Args:
-        noise: exponential(1) noise [R, V]: ``argmax(p / noise)`` is a sample of p (the Gumbel trick). Coming from
-            outside, it makes a row's draws its own, whatever batch it is in. None is greedy.
-    """
-    if noise is None:
-        return logits.argmax(-1)
-    return (logits - noise.log()).argmax(-1)
-
-
-def sample(
+def warp(
     logits: Tensor,
-    noise: Tensor,
     *,
     temperature: float,
-    k: int = 0,
-    p: float = 1.0,
-    penalty: float = 1.0,
-    history: Tensor | None = None,
+    min_temperature: float | None = None,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    top_n_sigma: float = 0.0,
+    banned: Sequence[int] = (),
 ) -> Tensor:
-    """The whole chain: a token int64 [R] for logits [R, V]; temperature 0 is greedy."""
-    if history is not None:
-        logits = repetition_penalty(logits, history, penalty)
-    return draw(warp(logits, temperature=temperature, k=k, p=p), noise if temperature > 0 else None)
+    """Logits [R, V] of what is drawn from, -inf where nothing is; at temperature 0 only the greatest is left."""
+    logits = ban(logits, banned)
+    if temperature <= 0:
+        return torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
+    if min_temperature is not None:
+        logits = logits / filters.dynamic_temperature(logits, min_temperature, temperature)
+    elif temperature != 1.0:
+        logits = logits / temperature
+    logits = filters.top_k(filters.top_n_sigma(logits, top_n_sigma), top_k)
+    return filters.min_p(filters.top_p(logits, top_p), min_p)
 
 
-class RowNoise:
-    """Exponential noise with a generator per row, drawn in chunks of steps.
+def sample(logits: Tensor, noise: Tensor, *, temperature: float, **settings: Any) -> Tensor:
+    """A token int64 [R] for logits [R, V] that do not depend on what was drawn before.
 
     Args:
-        seeds: one per row.
-        shape: of one step's noise for one row.
-        chunk: steps drawn at once.
+        noise: as in ``draw``; unused at temperature 0, which is greedy.
+        settings: the other arguments of ``warp``.
+    """
+    warped = warp(logits, temperature=temperature, **settings)
+    return draw(warped, noise if temperature > 0 else None)
+
+
+class Chain:
+    """The samplers of R rows, with what they must remember of each.
+
+    Args:
+        params: the settings.
+        rows: R.
+        vocabulary: V.
+        stop: the token that ends a row, whose chance the length penalty changes; None if there is none.
+
+    Raises:
+        ValueError: all tokens are banned.
     """
 
-    def __init__(self, seeds: list[int], shape: tuple[int, ...], device: torch.device, chunk: int = 32) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.shape, self.device, self.chunk = shape, device, chunk
-        self._block, self._at = torch.empty(0), chunk
+    def __init__(self, params: Any, rows: int, vocabulary: int, device: torch.device, stop: int | None) -> None:
+        self.params, self.stop = params, stop
+        ban(torch.zeros(vocabulary), params.banned)
+        looks_back = params.repetition_penalty != 1.0 or params.dry_multiplier > 0
+        window = params.repetition_window if looks_back else 0
+        self.history = torch.full((rows, window), -1, dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.bound = mirostat.begin(rows, params.mirostat_tau, device)
+        self._counts = params.length_penalty != 0.0 and stop is not None
+        filtered = params.top_k or params.top_p < 1 or params.min_p or params.top_n_sigma or params.banned
+        chosen = params.mirostat or params.entropix or params.min_temperature is not None
+        self._plain = not (looks_back or self._counts or filtered or chosen)
 
-    def next(self) -> Tensor:
-        """Noise of the next step, float [R, *shape]."""
-        if self._at == self.chunk:
-            rows = [torch.empty(self.chunk, *self.shape).exponential_(generator=g) for g in self.generators]
-            self._block, self._at = torch.stack(rows).clamp_(min=1e-20).to(self.device), 0
-        self._at += 1
-        return self._block[:, self._at - 1]
+    def warp(self, logits: Tensor, attention: Tensor | None = None) -> Tensor:
+        """Logits [R, V] of what is drawn from, -inf where nothing is; nothing is remembered.
+
+        Args:
+            logits: float [R, V].
+            attention: see ``entropix``.
+        """
+        scaled = self._scaled(logits, attention)
+        return mirostat.cut(scaled, self.bound, self.params.mirostat) if self.params.mirostat else scaled
+
+    def draw(self, logits: Tensor, noise: Tensor, attention: Tensor | None = None) -> Tensor:
+        """A token int64 [R] for logits [R, V]; mirostat learns from it, ``observe`` has the rest remember it.
+
+        Args:
+            noise: as in ``draw``; unused at temperature 0, which is greedy.
+            attention: see ``entropix``.
+        """
+        params = self.params
+        noise = noise if params.temperature > 0 else None
+        if self._plain:
+            return draw(logits, noise, params.temperature)
+        scaled = self._scaled(logits, attention)
+        if not params.mirostat:
+            return draw(scaled, noise)
+        token = draw(mirostat.cut(scaled, self.bound, params.mirostat), noise)
+        self.bound = mirostat.learn(scaled, token, self.bound, params.mirostat_tau, params.mirostat_eta)
+        return token
+
+    def observe(self, tokens: Tensor) -> None:
+        """Remember the tokens int64 [R] that the rows went on with."""
+        if self.history.shape[1]:
+            self.history = torch.cat((self.history[:, 1:], tokens[:, None]), dim=1)
+        if self._counts:
+            self.lengths = self.lengths + 1
 
     def select(self, rows: Tensor) -> None:
-        """Go on with the rows ``rows`` int64 only."""
-        index = rows.tolist()
-        self.generators = [self.generators[i] for i in index]
-        self._block = self._block[rows.to(self._block.device)] if self._block.numel() else self._block
+        """Go on with the rows ``rows`` int64, in this order; one may be there several times."""
+        self.history, self.lengths, self.bound = self.history[rows], self.lengths[rows], self.bound[rows]
+
+    def extend(self, other: Chain) -> None:
+        """Take in the rows of ``other``, of the same settings, behind the own ones."""
+        self.history = torch.cat((self.history, other.history))
+        self.lengths = torch.cat((self.lengths, other.lengths))
+        self.bound = torch.cat((self.bound, other.bound))
+
+    def _scaled(self, logits: Tensor, attention: Tensor | None) -> Tensor:
+        """Penalties, temperature and filters, or what entropix has in place of the last two."""
+        params = self.params
+        logits = repetition_penalty(
+            logits, self.history, params.repetition_penalty, params.repetition_decay, params.repetition_each
+        )
+        logits = dry(logits, self.history, params.dry_multiplier, params.dry_base, params.dry_allowed)
+        if self._counts:
+            logits = length_penalty(logits, self.lengths, self.stop, params.length_penalty)
+        if params.entropix:
+            bounds = (params.entropix_entropy, params.entropix_varentropy)
+            return entropix(ban(logits, params.banned), params.temperature, *bounds, attention)
+        return warp(logits, **params.filters)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vall_e.sampling.chain import draw
+from vall_e.sampling.draw import draw
 
 
 def verify(drafted: Tensor, draft: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
