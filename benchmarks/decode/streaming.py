@@ -98,7 +98,7 @@ def streamed(voice_folder: str | None, sizes: ModelConfig, text: str) -> Streame
         hook.remove()
     if first == 0 or len(wavs) < 2:
         raise RuntimeError(f"{len(wavs)} chunks came and {first} frames were counted: there is nothing to measure")
-    whole = voice.speak(request, sampling).wav
+    whole = voice.speak_batch([request], sampling)[0].wav
     return Streamed(wavs, seconds, first, whole, voice.sample_rate, voice.codec.frame_rate)
 
 

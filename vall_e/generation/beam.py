@@ -20,7 +20,10 @@ from vall_e.decoding import SamplingConfig
 from vall_e.generation.ar import Candidate
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
-from vall_e.sampling.chain import guide, repetition_penalty
+from vall_e.sampling.chain import Chain
+from vall_e.sampling.guidance import guide
+
+UNFILTERED = {"temperature": 1.0, "min_temperature": None, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "top_n_sigma": 0.0}
 
 
 def beam_search(
@@ -110,6 +113,8 @@ class _Search:
         self.cache = model.backbone.new_cache(len(packed.symbol), size, model.dtype, model.device)
         self.last = model.prefill(packed, self.cache)[:, 0]  # [R, D], with guidance [2R, D]
         self.beams = [_Beam(sampling.beam.width, limit, greedy=i) for i, limit in enumerate(longest)]
+        penalties = sampling.ar.model_copy(update=UNFILTERED)
+        self.chain = Chain(penalties, len(prompts), layout.size(self.vocabulary), model.device, self.stop)
         self.owner = list(range(len(prompts)))  # of each row
         self.totals = torch.zeros(len(prompts), dtype=torch.float64, device=model.device)
         self.out = torch.zeros(len(prompts), self.shown, 0, dtype=torch.int64, device=model.device)
@@ -190,9 +195,8 @@ class _Search:
             logits = self.model.symbol_heads[self.vocabulary](self.last)
         log_p = logits.float().log_softmax(-1)
         if self.guided:
-            log_p = guide(log_p[:rows], log_p[rows:], self.sampling.guidance)
-        history = self.out[:, 0, -self.sampling.ar.repetition_window :]
-        return repetition_penalty(log_p, history, self.sampling.ar.repetition_penalty).double().log_softmax(-1)
+            log_p = guide(log_p[:rows], log_p[rows:], self.sampling.guidance, self.sampling.guidance_rescale)
+        return self.chain.warp(log_p).double().log_softmax(-1)
 
     def _frames(self, chosen: Sequence[_Next]) -> Tensor:
         """The symbols of ``chosen`` with the likeliest codes of the later levels, int64 [R', l]."""
@@ -208,6 +212,8 @@ class _Search:
         """Take the rows of ``chosen`` and show the model what is new in them."""
         rows, frames = torch.tensor([n.row for n in chosen], device=self.last.device), self._frames(chosen)
         before = len(self.owner)
+        self.chain.select(rows)
+        self.chain.observe(frames[:, 0])
         self.owner = [self.owner[n.row] for n in chosen]
         self.totals = self.totals.new_tensor([n.total for n in chosen])
         self.out = torch.cat((self.out[rows], frames[..., None]), dim=-1)
