@@ -119,6 +119,10 @@ class DemaskConfig(Section):
     """How masked codes appear (kinds nar-len and v2-nar)."""
 
     steps: PositiveInt = 16
+    schedule: Literal["cosine", "linear", "square", "root"] = Field(
+        "cosine",
+        description="share still masked after a share r of the steps: cos(r pi / 2), 1 - r, 1 - r^2 or 1 - sqrt(r)",
+    )
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
     anneal_temperature: Fraction = Field(1.0, description="share of the temperature that is gone at the last step")
     top_k: Annotated[int, Field(ge=0)] = 0

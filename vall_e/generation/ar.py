@@ -47,6 +47,7 @@ def decode(
     seeds: Sequence[int],
     longest: Sequence[int],
     progress: Callable[[int, int], None] | None = None,
+    shortest: Sequence[int] | None = None,
 ) -> list[list[Candidate]]:
     """Decode ``sampling.candidates`` outputs for each prompt, whose tasks all have the same output vocabulary.
 
@@ -55,12 +56,13 @@ def decode(
         seeds: one per prompt; candidate c draws from its own stream, so results do not depend on the batch.
         longest: per prompt, the frames or symbols after which a row is cut off (``finished`` is then False).
         progress: called with (frames so far, live rows).
+        shortest: per prompt, the frames or symbols before which a row may not stop.
 
     Returns:
         per prompt its candidates in order.
     """
     with torch.inference_mode():
-        return _Decoder(model, prompts, sampling, seeds, longest).run(progress)
+        return _Decoder(model, prompts, sampling, seeds, longest, shortest).run(progress)
 
 
 class _Decoder:
@@ -73,6 +75,7 @@ class _Decoder:
         sampling: SamplingConfig,
         seeds: Sequence[int],
         longest: Sequence[int],
+        shortest: Sequence[int] | None,
     ) -> None:
         self.vocabulary = prompts[0].vocabulary
         if any(p.vocabulary != self.vocabulary or p.mode != "ar" for p in prompts):
@@ -101,6 +104,7 @@ class _Decoder:
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.history = torch.full((rows, sampling.repetition_window), -1, dtype=torch.int64, device=device)
         self.limits = torch.tensor(longest, device=device).repeat_interleave(self.count)
+        self.earliest = torch.tensor(shortest or [0] * self.prompts, device=device).repeat_interleave(self.count)
         self.out = torch.zeros(rows, self.shown, self.steps, dtype=torch.int64, device=device)
 
     def run(self, progress: Callable[[int, int], None] | None) -> list[list[Candidate]]:
@@ -148,6 +152,8 @@ class _Decoder:
         log_p = logits.float().log_softmax(-1)
         conditioned, null = (log_p[:rows], log_p[rows:]) if self.guided else (log_p, None)
         guided = conditioned if null is None else guide(conditioned, null, sampling.guidance)
+        early = self.frames[self.live] < self.earliest[self.live]
+        guided[early, self.stop] = -torch.inf
         history = self.history if sampling.repetition_penalty != 1.0 else None
         settings = {"temperature": sampling.temperature, "k": sampling.top_k, "p": sampling.top_p}
         code = sample(guided, noise[:, 0], **settings, penalty=sampling.repetition_penalty, history=history)
