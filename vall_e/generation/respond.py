@@ -22,6 +22,7 @@ from vall_e.generation.speculative import speculate
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
 
+ALIGNED = ("tts", "tts-c", "ns", "tse")  # tasks whose output is all that the text says: their frames were aligned to it
 Choose = Callable[[Sequence[Candidate], Sample], Candidate]
 
 
@@ -161,7 +162,7 @@ def _levels(
 
 def _aligned(model: VallE, candidates: Sequence[Candidate], prompt: Sample) -> list[Candidate]:
     """The candidates with the score of the alignment head, where the model has one and there is a choice."""
-    if model.alignment is None or len(candidates) == 1:
+    if model.alignment is None or len(candidates) == 1 or prompt.task not in ALIGNED:
         return list(candidates)
     rows = []
     for candidate in candidates:
