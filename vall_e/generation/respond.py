@@ -168,5 +168,5 @@ def _aligned(model: VallE, candidates: Sequence[Candidate], prompt: Sample) -> l
     for candidate in candidates:
         codes = np.zeros((model.layout.levels, candidate.codes.shape[1]), dtype=np.int64)
         codes[: model.layout.shown] = candidate.codes
-        rows.append(replace(prompt, response=np.concatenate((prompt.response, codes), axis=1)))
+        rows.append(replace(prompt, response=np.concatenate((prompt.response, codes), axis=1), spoken=None))
     return [replace(c, alignment=score) for c, score in zip(candidates, alignment_scores(model, rows), strict=True)]
