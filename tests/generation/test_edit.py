@@ -24,6 +24,7 @@ VOICES = [
     ("ar+nar", ("tts", "cse")),
     ("nar-len", ("tts",)),
     ("nar-len", ("tts", "cse", "nse")),
+    ("ar+nar-len", ("tts",)),
     ("v2-nar", ("tts",)),
 ]
 
@@ -98,7 +99,7 @@ def test_a_voice_reads_what_it_has_learned_to_read(kind: str, tasks: tuple[str, 
 
 
 def _knows(kind: str, tasks: tuple[str, ...]) -> bool:
-    return "cse" in tasks or kind in ("nar-len", "v2-nar")
+    return "cse" in tasks or kind in ("nar-len", "ar+nar-len", "v2-nar")
 
 
 def _request(text: str):

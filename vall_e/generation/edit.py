@@ -134,6 +134,10 @@ def _new_codes(
     """Codes int64 [L, T] of the new part."""
     model, per_second = voice.model, voice.codec.frame_rate
     words = _Words.read(voice, text, language)
+    task, given = "nse" if noise else "cse", None
+    learned = task in voice.config.model.all_tasks
+    if not learned and sampling.first == "auto":  # where a kind can do both, demasking knows what comes behind
+        sampling = sampling.model_copy(update={"first": "mask"})
     before, middle, behind = np.split(window.codes, [window.start, window.end], axis=1)
     kept = before.shape[1] + behind.shape[1]
     expected = words.expected_frames(voice, kept)
@@ -144,8 +148,6 @@ def _new_codes(
     if frames is None and begins_masked(model, sampling):
         (whole,) = predict_frames(model, [sample], [kept + longest])
         frames = round(min(max(whole - kept, 0.5 * expected), 2 * expected))
-    task, given = "nse" if noise else "cse", None
-    learned = task in voice.config.model.all_tasks
     if noise and not learned:
         warnings.append("this voice never learned nse: the noise of the new part may be another, or none")
     if learned:
