@@ -165,8 +165,8 @@ class Trial:
                 found = decode(self.model, [prompt], GREEDY, [0], [frames + 3])[0][0]
                 yield mode, found.finished and np.array_equal(found.codes, sample.response[:shown])
             elif mode == "mask":
-                codes = demask(self.model, [prompt], [frames], UNMASK, [0])[0]
-                yield mode, np.array_equal(codes, sample.response[:shown])
+                found = demask(self.model, [prompt], [frames], UNMASK, [0])[0][0]
+                yield mode, np.array_equal(found.codes, sample.response[:shown])
                 if self.model.duration is not None:
                     yield "duration", abs(predict_frames(self.model, [prompt], [99])[0] - frames) <= 1
             else:

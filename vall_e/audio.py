@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,6 +150,20 @@ def save_wav(path: str | Path, wav: np.ndarray, sample_rate: int) -> Path:
     Raises:
         ValueError: the waveform is not one-dimensional, or has NaN or infinite samples.
     """
+    return _save(path, wav, sample_rate, lambda wav: np.round(np.clip(wav, -1.0, 1.0) * 32767.0).astype(np.int16))
+
+
+def save_like(path: str | Path, wav: np.ndarray, source: str | Path) -> Path:
+    """As ``save_wav``, at the rate of the recording ``source``, with samples that were not changed since ``load`` just
+    as they are there: 16-bit PCM for 16-bit PCM, else 32-bit float."""
+    with _open(Path(source)) as handle:
+        rate, narrow = handle.samplerate, handle.subtype == "PCM_16"
+    if not narrow:
+        return _save(path, wav, rate, lambda wav: wav.astype(np.float32))
+    return _save(path, wav, rate, lambda wav: np.clip(np.round(wav * 32768.0), -32768, 32767).astype(np.int16))
+
+
+def _save(path: str | Path, wav: np.ndarray, sample_rate: int, coded: Callable[[np.ndarray], np.ndarray]) -> Path:
     path = Path(path)
     wav = np.asarray(wav)
     if wav.ndim != 1:
@@ -158,9 +173,10 @@ def save_wav(path: str | Path, wav: np.ndarray, sample_rate: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Each writer has a name of its own, so that two processes never share a half-written file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pcm = np.round(np.clip(wav, -1.0, 1.0) * 32767.0).astype(np.int16)
+    samples = coded(wav)
+    subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"
     try:
-        soundfile.write(str(temporary), pcm, sample_rate, subtype="PCM_16", format="WAV")
+        soundfile.write(str(temporary), samples, sample_rate, subtype=subtype, format="WAV")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vall_e.edit_cli import add_edit
 from vall_e.model_cli import add_model
 from vall_e.usage import MODELS, UsageError, add_sampling, sampling_given, sampling_of, voice_folder
 
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to get it")
     doctor.add_argument("--json", action="store_true", help="one JSON object")
     doctor.set_defaults(run=_doctor)
+    add_edit(commands)
     add_model(commands)
     return parser
 

@@ -100,6 +100,10 @@ class DemaskConfig(Section):
     """How masked codes appear (kinds nar-len and v2-nar)."""
 
     steps: PositiveInt = Field(16, description="passes until nothing is masked")
+    schedule: Literal["cosine", "linear", "square", "root"] = Field(
+        "cosine",
+        description="share still masked after a share r of the steps: cos(r pi / 2), 1 - r, 1 - r^2 or 1 - sqrt(r)",
+    )
     temperature: NotNegative = Field(1.0, description="of what is drawn")
     anneal_temperature: Fraction = Field(1.0, description="share of the temperature that is gone at the last step")
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="draw from the k likeliest codes; 0 from all")

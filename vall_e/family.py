@@ -24,6 +24,7 @@ class Capabilities:
         multi_token: several new positions at once behind a past: verifying drafts, going on from a prefix.
         rewind: its cache can forget the last positions: rejected drafts.
         early_exit: the states of its layers can go to the heads: LayerSkip.
+        parallel_past: parallel positions may come behind a past made once, and see it and themselves whole.
         sections: sections of ``ModelConfig`` that it reads, of those in ``OWNED``.
     """
 
@@ -31,6 +32,7 @@ class Capabilities:
     multi_token: bool = True
     rewind: bool = True
     early_exit: bool = True
+    parallel_past: bool = True
     sections: tuple[str, ...] = ("rope",)
 
 
@@ -38,10 +40,12 @@ BACKBONES: dict[str, Capabilities] = {
     "llama": Capabilities(),
     "mixtral": Capabilities(sections=("rope", "experts")),
     "transformer": Capabilities(sections=()),
-    "mamba": Capabilities(bidirectional=False, rewind=False, sections=("mamba",)),
-    "mamba2": Capabilities(bidirectional=False, rewind=False, sections=("mamba",)),
-    "retnet": Capabilities(bidirectional=False, rewind=False),
-    "yoco": Capabilities(rewind=False, sections=("rope", "yoco")),  # bidirectional with a sliding window only
+    "mamba": Capabilities(bidirectional=False, rewind=False, parallel_past=False, sections=("mamba",)),
+    "mamba2": Capabilities(bidirectional=False, rewind=False, parallel_past=False, sections=("mamba",)),
+    "retnet": Capabilities(bidirectional=False, rewind=False, parallel_past=False),
+    "yoco": Capabilities(  # bidirectional with a sliding window only
+        rewind=False, parallel_past=False, sections=("rope", "yoco")
+    ),
     "bitnet": Capabilities(),
 }
 OWNED = ("rope", "experts", "mamba", "yoco")  # sections that some backbones have no use for
@@ -359,4 +363,6 @@ class ModelConfig(Section):
     @property
     def capabilities(self) -> Capabilities:
         """What the backbone of this configuration can do."""
-        return replace(self._native, bidirectional=True) if self.bidirectional == "flip" else self._native
+        if self.bidirectional == "flip":
+            return replace(self._native, bidirectional=True, parallel_past=False)
+        return self._native

@@ -17,6 +17,7 @@ def decode(
     seeds: Sequence[int],
     longest: Sequence[int],
     progress: Callable[[int, int], None] | None = None,
+    shortest: Sequence[int] | None = None,
     draft: VallE | None = None,
 ) -> list[list[Candidate]]:
     """Decode ``sampling.candidates`` outputs for each prompt, whose tasks all have the same output vocabulary.
@@ -30,7 +31,7 @@ def decode(
         per prompt its candidates in order.
     """
     engine = Engine(model, sampling, prompts[0].vocabulary, draft)
-    tickets = engine.add(prompts, seeds, longest)
+    tickets = engine.add(prompts, seeds, longest, shortest)
     while engine.step():
         if progress is not None:
             progress(max(row.count for row in engine.rows), len(engine.rows))

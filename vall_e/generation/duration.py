@@ -1,7 +1,8 @@
-"""How long a response will be, for models that must know it before they speak. Dimensions: B rows."""
+"""How long a response will be: what the model says, what somebody asks for. Dimensions: B rows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 
 MAX_DIGITS = 5
+EARLIEST, LATEST = 0.8, 1.25  # of an asked duration, where the model itself decides when to stop
 
 
 def predict_frames(model: VallE, prompts: Sequence[Sample], longest: Sequence[int]) -> list[int]:
@@ -30,3 +32,32 @@ def predict_frames(model: VallE, prompts: Sequence[Sample], longest: Sequence[in
         spelt = decode(model, rows, greedy, [0] * len(rows), [MAX_DIGITS] * len(rows))
         found = [int("".join(map(str, c[0].codes[0].tolist())) or "0") for c in spelt]
     return [max(1, min(most, frames)) for frames, most in zip(found, longest, strict=True)]
+
+
+def planned_frames(
+    model: VallE,
+    prompts: Sequence[Sample],
+    longest: Sequence[int],
+    asked: Sequence[int | None],
+    rates: Sequence[float],
+) -> list[int]:
+    """Frames that each response goes on for behind what its prompt holds of it already, between 1 and ``longest``, of a
+    model that must know them before it speaks.
+
+    Args:
+        asked: frames that somebody wants; None takes the model's prediction.
+        rates: how much faster than predicted, a factor above 0; of no effect on what was asked.
+    """
+    held = [p.response.shape[1] for p in prompts]
+    rows = [index for index, frames in enumerate(asked) if frames is None]
+    predicted = predict_frames(model, [prompts[i] for i in rows], [longest[i] + held[i] for i in rows]) if rows else []
+    found = dict(enumerate(asked)) | {
+        i: round((frames - held[i]) / rates[i]) for i, frames in zip(rows, predicted, strict=True)
+    }
+    return [max(1, min(most, found[i])) for i, most in enumerate(longest)]
+
+
+def stop_bounds(asked: int) -> tuple[int, int]:
+    """Frames before which a row may not stop and after which it is cut off, where ``asked`` frames are wanted of a
+    model that goes left to right and ends by itself."""
+    return math.floor(EARLIEST * asked), max(1, math.ceil(LATEST * asked))

@@ -51,6 +51,7 @@ class Row:
 
     Attributes:
         limit: frames or symbols after which it is cut off.
+        shortest: frames or symbols before which it may not stop.
         done: nothing more will come.
         finished: it stopped by itself.
         score: see ``Candidate``, once it is done.
@@ -58,6 +59,7 @@ class Row:
 
     levels: int
     limit: int
+    shortest: int = 0
     done: bool = False
     finished: bool = False
     score: float = 0.0
@@ -137,13 +139,20 @@ class Engine:
         self.guided = False
         self.drafter: Drafter | None = drafter_of(self, draft) if sampling.speculation is not None else None
 
-    def add(self, prompts: Sequence[Sample], seeds: Sequence[int], longest: Sequence[int]) -> list[Ticket]:
+    def add(
+        self,
+        prompts: Sequence[Sample],
+        seeds: Sequence[int],
+        longest: Sequence[int],
+        shortest: Sequence[int] | None = None,
+    ) -> list[Ticket]:
         """Let prompts join; the first block of each is drawn at once.
 
         Args:
             prompts: samples; a response that they hold already is a prefix to go on from.
             seeds: one per prompt; candidate c draws from its own stream, so results do not depend on the batch.
             longest: per prompt, the frames or symbols after which a row is cut off (``finished`` is then False).
+            shortest: per prompt, the frames or symbols before which a row may not stop; None is 0.
 
         Raises:
             ValueError: a prompt of another vocabulary, or one with text among rows without.
@@ -155,7 +164,7 @@ class Engine:
             raise ValueError("rows with text and rows without any do not join one another: take an engine for each")
         self.guided = guided
         with torch.inference_mode():
-            return self._add(prompts, seeds, longest)
+            return self._add(prompts, seeds, list(zip(longest, shortest or [0] * len(prompts), strict=True)))
 
     def step(self) -> int:
         """One forward: a block of frames (or more, with speculation) or a symbol for every live row.
@@ -169,7 +178,7 @@ class Engine:
                 self._leave()
         return len(self.rows)
 
-    def _add(self, prompts: Sequence[Sample], seeds: Sequence[int], longest: Sequence[int]) -> list[Ticket]:
+    def _add(self, prompts: Sequence[Sample], seeds: Sequence[int], bounds: Sequence[tuple[int, int]]) -> list[Ticket]:
         model, layout, count, device = self.model, self.model.layout, self.sampling.candidates, self.model.device
         batch = [row for p in prompts for row in ((p, p.without_text()) if self.guided else (p,))]
         packed = pack(batch, layout).to(device)
@@ -180,7 +189,7 @@ class Engine:
         if self.cache is None or not self.rows:
             self.cache = model.backbone.new_cache(0, packed.symbol.shape[1], model.dtype, device)
         self.cache.extend(fresh, share)
-        tickets = [Ticket([Row(self.shown, limit) for _ in range(count)]) for limit in longest]
+        tickets = [Ticket([Row(self.shown, *bound) for _ in range(count)]) for bound in bounds]
         rows = [row for ticket in tickets for row in ticket.rows]
         streams = [(seed * 1_000_003 + c) % 2**63 for seed in seeds for c in range(count)]
         state = _State(self, rows, streams)
@@ -250,7 +259,7 @@ class _State:
         frames: list[Tensor] = []
         for at in range(hidden.shape[1]):
             before = self.scores
-            frames.append(self.frame(hidden[:, at], noise[:, at]))
+            frames.append(self.frame(hidden[:, at], noise[:, at], [at]))
             if at and self.engine.guided:  # behind a stop in this block nothing counts
                 ended = torch.stack([codes[:, 0] == self.engine.stop for codes in frames[:-1]]).any(0)
                 self.scores = torch.where(ended, before, self.scores)
@@ -260,9 +269,14 @@ class _State:
             row.take(block, self.engine.stop)
         return codes
 
-    def frame(self, hidden: Tensor, noise: Tensor, model: VallE | None = None) -> Tensor:
-        """Codes int64 [R, l] of one frame from ``hidden`` [R or 2R, D] and noise [R, l, V]; the stop symbol on level 0
-        ends a row. ``model`` is the one whose states they are, where it is not the engine's."""
+    def frame(self, hidden: Tensor, noise: Tensor, ahead: Sequence[int], model: VallE | None = None) -> Tensor:
+        """Codes int64 [M, l] of frames that may be drawn at once, from ``hidden`` [M or 2M, D] and noise [M, l, V]; the
+        stop symbol on level 0 ends a row.
+
+        Args:
+            ahead: which frames behind those that a row has: M is R times so many.
+            model: the one whose states they are, where it is not the engine's.
+        """
         engine, first = self.engine, self.chains[0]
         model = model or engine.model
         heads = model.heads if engine.vocabulary == "codes" else None
@@ -272,6 +286,11 @@ class _State:
             log_p = logits.log_softmax(-1)
             conditioned, null, states = log_p[0::2], log_p[1::2], states[0::2]
             logits = guide(conditioned, null, engine.sampling.guidance, engine.sampling.guidance_rescale)
+        early = [row.count + a < row.shortest for row in self.rows for a in ahead]
+        if any(early):
+            blocked = torch.tensor(early, device=logits.device)
+            logits = logits.clone()
+            logits[:, engine.stop].masked_fill_(blocked, -torch.inf)
         code = first.draw(logits, noise[:, 0])
         if self.remembers:
             first.observe(code)

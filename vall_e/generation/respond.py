@@ -16,11 +16,12 @@ from vall_e.family import KINDS
 from vall_e.generation.alignment import alignment_scores
 from vall_e.generation.ar import Candidate, decode
 from vall_e.generation.demask import demask
-from vall_e.generation.duration import predict_frames
+from vall_e.generation.duration import planned_frames, stop_bounds
 from vall_e.generation.nar import fill_levels
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
 
+ALIGNED = ("tts", "tts-c", "ns", "tse")  # tasks whose output is all that the text says: their frames were aligned to it
 Choose = Callable[[Sequence[Candidate], Sample], Candidate]
 
 
@@ -36,7 +37,9 @@ def respond(
     longest: Sequence[int],
     choose: Choose,
     progress: Callable[[int, int], None] | None = None,
-    frames: Sequence[int] | None = None,
+    frames: Sequence[int | None] | None = None,
+    rates: Sequence[float] | None = None,
+    given: Sequence[np.ndarray | None] | None = None,
 ) -> list[tuple[Candidate, np.ndarray]]:
     """One response for each prompt.
 
@@ -47,58 +50,118 @@ def respond(
         longest: frames that each may take.
         choose: the best of several candidates.
         progress: called with (frames so far, rows still speaking) by the autoregressive pass.
-        frames: how long each is to be, for demasking; None lets the model say.
+        frames: how long each is to be, None where the model says. By demasking it is that long; left to right it ends
+            by itself within ``duration.stop_bounds``.
+        rates: by demasking, how much faster each is than the model says.
+        given: by demasking, whole responses int64 [L, T] in place of prefix and ``frames``, n where a code is to be
+            made; what is given stays. None for a row without.
 
     Returns:
         per prompt the chosen candidate of the first pass, and codes int64 [L or l, T]: all levels where the kind makes
         them, else those of the first pass.
+
+    Raises:
+        NoFirstLevelError: a model that only adds levels.
+        ValueError: ``given`` to a pass that goes left to right.
     """
     modes = KINDS[model.config.kind].modes
     if "ar" not in modes and "mask" not in modes:
         raise NoFirstLevelError(
             f"a model of kind {model.config.kind} only adds levels to what another one drew: speak with kind ar+nar"
         )
-    masked = "mask" in modes and (sampling.first == "mask" or "ar" not in modes)
-    if masked:
-        candidates = _by_demasking(model, prompts, sampling, seeds, longest, frames)
+    asked = list(frames or [None] * len(prompts))
+    known = [p.response for p in prompts]
+    if begins_masked(model, sampling):
+        rates = rates or [1.0] * len(prompts)
+        known, whole = _outlines(model, prompts, longest, asked, rates, given or [None] * len(prompts))
+        first = [codes[: model.layout.shown] for codes in whole]
+        lengths = [codes.shape[1] for codes in whole]
+        found = demask(model, prompts, lengths, sampling.demask, seeds, first, sampling.candidates)
+        candidates = [
+            [replace(c, codes=c.codes[:, k.shape[1] :]) for c in row] for row, k in zip(found, known, strict=True)
+        ]
     else:
-        candidates = decode(model, prompts, sampling, seeds, longest, progress)
-        candidates = [_aligned(model, c, p) for c, p in zip(candidates, prompts, strict=True)]
+        if given is not None:
+            raise ValueError("codes can be given to kinds that demask (nar-len, ar+nar-len, v2-nar), not left to right")
+        whole = None
+        candidates = _left_to_right(model, prompts, sampling, seeds, longest, asked, progress)
     chosen = [choose(c, p) for c, p in zip(candidates, prompts, strict=True)]
     codes = [c.codes for c in chosen]
     if "level" in modes:
-        codes = fill_levels(model, prompts, codes, sampling, seeds)
+        codes = _levels(model, prompts, sampling, seeds, codes, known, whole)
     return list(zip(chosen, codes, strict=True))
 
 
-def _by_demasking(
+def begins_masked(model: VallE, sampling: SamplingConfig) -> bool:
+    """The first pass of a response demasks; else it goes left to right."""
+    modes = KINDS[model.config.kind].modes
+    return "mask" in modes and (sampling.first == "mask" or "ar" not in modes)
+
+
+def _outlines(
+    model: VallE,
+    prompts: Sequence[Sample],
+    longest: Sequence[int],
+    asked: Sequence[int | None],
+    rates: Sequence[float],
+    given: Sequence[np.ndarray | None],
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Prefixes int64 [L, P] that are no part of the result, and whole responses int64 [L, T] with n where they are to
+    be made."""
+    to_plan = [i for i, codes in enumerate(given) if codes is None]
+    prefixes, whole = [p.response for p in prompts], list(given)
+    plan: list[int] = []
+    if to_plan:
+        picked = [[values[i] for i in to_plan] for values in (prompts, longest, asked, rates)]
+        plan = planned_frames(model, *picked)
+    for i, new in zip(to_plan, plan, strict=True):
+        whole[i] = np.pad(prefixes[i], ((0, 0), (0, new)), constant_values=model.layout.codes)
+    none = np.zeros((model.layout.levels, 0), dtype=np.int64)
+    return [none if codes is not None else p for codes, p in zip(given, prefixes, strict=True)], whole
+
+
+def _left_to_right(
     model: VallE,
     prompts: Sequence[Sample],
     sampling: SamplingConfig,
     seeds: Sequence[int],
     longest: Sequence[int],
-    frames: Sequence[int] | None,
+    asked: Sequence[int | None],
+    progress: Callable[[int, int], None] | None,
 ) -> list[list[Candidate]]:
-    known = [prompt.response.shape[1] for prompt in prompts]
-    if frames is None:
-        frames = predict_frames(model, prompts, longest)
-        frames = [max(f - k, 1) for f, k in zip(frames, known, strict=True)]
-    shown, n = model.layout.shown, model.layout.codes
-    given = []
-    for prompt, new in zip(prompts, frames, strict=True):
-        fresh = np.full((shown, new), n, dtype=np.int64)
-        given.append(np.concatenate((prompt.response[:shown], fresh), axis=1))
-    found = demask(model, prompts, [g.shape[1] for g in given], sampling.demask, seeds, given)
-    return [[Candidate(codes[:, k:], True, 0.0)] for codes, k in zip(found, known, strict=True)]
+    bounds = [(0, most) if wanted is None else stop_bounds(wanted) for wanted, most in zip(asked, longest, strict=True)]
+    earliest, latest = ([bound[i] for bound in bounds] for i in range(2))
+    candidates = decode(model, prompts, sampling, seeds, latest, progress, earliest)
+    return [_aligned(model, c, p) for c, p in zip(candidates, prompts, strict=True)]
+
+
+def _levels(
+    model: VallE,
+    prompts: Sequence[Sample],
+    sampling: SamplingConfig,
+    seeds: Sequence[int],
+    first: Sequence[np.ndarray],
+    known: Sequence[np.ndarray],
+    whole: Sequence[np.ndarray] | None,
+) -> list[np.ndarray]:
+    """All levels int64 [L, T] of what the ``first`` pass drew, int64 [1, T], behind a ``known`` prefix [L, P]."""
+    outlines = []
+    for index, (codes, prefix) in enumerate(zip(first, known, strict=True)):
+        new = np.full((len(prefix), codes.shape[1]), model.layout.codes, dtype=np.int64)
+        outline = np.concatenate((prefix, new), axis=1) if whole is None else whole[index].copy()
+        outline[:1, prefix.shape[1] :] = codes
+        outlines.append(outline)
+    filled = fill_levels(model, prompts, outlines, sampling, seeds)
+    return [codes[:, k.shape[1] :] for codes, k in zip(filled, known, strict=True)]
 
 
 def _aligned(model: VallE, candidates: Sequence[Candidate], prompt: Sample) -> list[Candidate]:
     """The candidates with the score of the alignment head, where the model has one and there is a choice."""
-    if model.alignment is None or len(candidates) == 1:
+    if model.alignment is None or len(candidates) == 1 or prompt.task not in ALIGNED:
         return list(candidates)
     rows = []
     for candidate in candidates:
         codes = np.zeros((model.layout.levels, candidate.codes.shape[1]), dtype=np.int64)
         codes[: model.layout.shown] = candidate.codes
-        rows.append(replace(prompt, response=np.concatenate((prompt.response, codes), axis=1)))
+        rows.append(replace(prompt, response=np.concatenate((prompt.response, codes), axis=1), spoken=None))
     return [replace(c, alignment=score) for c, score in zip(candidates, alignment_scores(model, rows), strict=True)]

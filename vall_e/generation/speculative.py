@@ -98,7 +98,8 @@ class Drafter(ABC):
         drafted = time.perf_counter()
         hidden = engine.forward(torch.cat((engine.pending, torch.stack(drafts, dim=-1)), dim=-1))
         rows = len(hidden)
-        found = state.frame(hidden.flatten(0, 1), noise.flatten(0, 1)).unflatten(0, (rows, count + 1))  # [R, n + 1, l]
+        found = state.frame(hidden.flatten(0, 1), noise.flatten(0, 1), range(count + 1))
+        found = found.unflatten(0, (rows, count + 1))  # [R, n + 1, l]
         same = (found[:, :-1] == torch.stack(drafts, dim=1)).all(-1)
         taken = (1 + same.cumprod(1).sum(1)).tolist()
         for row, block, frames in zip(engine.rows, found.transpose(1, 2).cpu().numpy(), taken, strict=True):
@@ -123,7 +124,7 @@ class EarlyExit(Drafter):
         engine, drafts = self.engine, []
         before, codes = list(engine.cache.known), engine.pending
         for at in range(count):
-            frame = engine.state.frame(engine.forward(codes, self.layers)[:, 0], noise[:, at])
+            frame = engine.state.frame(engine.forward(codes, self.layers)[:, 0], noise[:, at], [at])
             drafts.append(frame.clamp(max=engine.stop - 1))
             codes = drafts[-1][..., None]
         engine.cache.rewind(before)
@@ -166,7 +167,7 @@ class Smaller(Drafter):
         self.behind = []
         for at in range(count):
             hidden = self.model.step(shown, self.cache)[:, -1]
-            frame = self.engine.state.frame(hidden, noise[:, at], self.model)
+            frame = self.engine.state.frame(hidden, noise[:, at], [at], self.model)
             drafts.append(frame.clamp(max=self.engine.stop - 1))
             shown = drafts[-1][..., None]
         self.last = shown

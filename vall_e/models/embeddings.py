@@ -33,10 +33,17 @@ class Embeddings(nn.Module):
         x = self.tokens(packed.symbol, packed.segment, packed.code)
         head = sum(table(packed.header[:, i]) for i, table in enumerate(self.header))
         x = torch.cat((x[:, :1] + head[:, None], x[:, 1:]), dim=1)
-        if self.timestep is not None:
-            at = (packed.segment == Place.MASKED)[..., None]
-            x = x + at * self.timestep(_waves(packed.masked, x.shape[-1]).to(x.dtype))[:, None]
-        return x
+        return self._timed(x, packed.segment, packed.masked)
+
+    def output(self, segment: Tensor, code: Tensor, masked: Tensor) -> Tensor:
+        """The positions of an output alone: ids int64 [B, T] and [B, L, T], share masked float [B] → [B, T, D]."""
+        return self._timed(self.tokens(torch.zeros_like(segment), segment, code), segment, masked)
+
+    def _timed(self, x: Tensor, segment: Tensor, masked: Tensor) -> Tensor:
+        if self.timestep is None:
+            return x
+        at = (segment == Place.MASKED)[..., None]
+        return x + at * self.timestep(_waves(masked, x.shape[-1]).to(x.dtype))[:, None]
 
     def tokens(self, symbol: Tensor, segment: Tensor, code: Tensor) -> Tensor:
         """Ids int64 [B, T], [B, T], [B, L, T] → [B, T, D], without header and timestep."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ IGNORE = -100
 CHARS, DIGITS = 256, 10  # bytes; base-10 digits: the next id is each one's stop symbol
 
 Mode = Literal["ar", "level", "mask"]
+Codes = TypeVar("Codes", np.ndarray, Tensor)
 
 
 class Place(IntEnum):
@@ -177,9 +178,15 @@ class Layout:
         """Ids of a vocabulary, stop included."""
         return self.phones if vocabulary == "phones" else self.stop(vocabulary) + 1
 
-    def response_ids(self, codes: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    def response_ids(self, codes: Codes) -> Codes:
         """Response codes 0..n (n is the mask) as code ids."""
         return codes + self.codes + 1
+
+    def output(self, mode: Mode, level: int) -> tuple[slice, int]:
+        """The levels that a row shows of its output's frames, and the segment id of those."""
+        if mode == "level":
+            return slice(0 if self.sum_response else level - 1, level), Place.RESPONSE + level
+        return slice(0, self.shown), Place.RESPONSE if mode == "ar" else Place.MASKED
 
     def length(self, sample: Sample) -> int:
         """Positions that a sample takes."""
@@ -326,26 +333,21 @@ class _Row:
         sample, layout = self.sample, self.layout
         seen = sample.response if sample.corrupted is None else sample.corrupted
         frames, shown = sample.response.shape[1], layout.shown
+        first = self._take(layout.block if sample.mode == "ar" else 1, Place.START).start
+        levels, place = layout.output(sample.mode, sample.level)
+        slots = self._take(frames, place)
+        self.start = first
+        self.code[levels, slots] = layout.response_ids(seen[levels])
         if sample.mode == "ar":
-            first = self._take(layout.block, Place.START).start
-            self.start = first
-            slots = self._take(frames, Place.RESPONSE)
-            self.code[:shown, slots] = layout.response_ids(seen[:shown])
             self.target[:shown, first : first + frames] = sample.response[:shown]
             self.target[0, first + frames] = layout.codes
             if sample.spoken is not None:
                 self.spoken[:, first : first + frames] = sample.spoken + self.text_at + 1
                 self.spoken[:, first + frames] = self.text_at + len(sample.text) + 1
             return
-        self.start = self._take(1, Place.START).start
         if sample.mode == "level":
-            slots = self._take(frames, Place.RESPONSE + sample.level)
-            low = 0 if layout.sum_response else sample.level - 1
-            self.code[low : sample.level, slots] = layout.response_ids(seen[low : sample.level])
             self.target[sample.level, slots] = sample.response[sample.level]
             return
-        slots = self._take(frames, Place.MASKED)
-        self.code[:shown, slots] = layout.response_ids(seen[:shown])
         hidden = seen[:shown] == layout.codes
         self.target[:shown, slots] = np.where(hidden, sample.response[:shown], IGNORE)
         self.masked = float(hidden.mean()) if frames else 0.0

@@ -22,6 +22,7 @@ from vall_e.models.heads import AlignmentHead, DepthHead, DurationHead, LevelHea
 from vall_e.models.packing import Layout, Packed, Place
 from vall_e.nn.cache import Cache
 from vall_e.nn.lora import Rows, add_lora, freeze_base, merge_lora
+from vall_e.nn.past import Past
 from vall_e.tasks import SYMBOLS, TASKS, VOCABULARIES, Vocabulary
 
 
@@ -103,15 +104,20 @@ class VallE(nn.Module):
         """Inside, rows take the adapters of their levels int64 [B]."""
         return nullcontext() if self.adapters is None else self.adapters.at(level)
 
-    def hidden(self, packed: Packed) -> Tensor:
-        """Hidden states [B, T, D]."""
-        *_, last = self.states(packed)
+    def hidden(self, packed: Packed, past: Past | None = None) -> Tensor:
+        """Hidden states [B, T, D]; a ``past``, empty before, then holds what is before the outputs of parallel rows."""
+        *_, last = self.states(packed, past)
         return self.backbone.norm(last)
 
-    def states(self, packed: Packed) -> Iterator[Tensor]:
-        """What the backbone has after each layer, [B, T, D], not yet normalised."""
+    def states(self, packed: Packed, past: Past | None = None) -> Iterator[Tensor]:
+        """What the backbone has after each layer, [B, T, D], not yet normalised; ``past`` as of ``hidden``."""
+        if past is not None:
+            past.begin(packed.symbol.shape[1], packed.lengths)
+            past.origin = packed.response if self.layout.restart else past.origin
         with self._adapted(packed.level):
-            yield from self.backbone.states(self.embeddings(packed), packed.position, packed.mask())
+            yield from self.backbone.states(self.embeddings(packed), packed.position, packed.mask(), past)
+        if past is not None:
+            past.end()
 
     def prefill(self, packed: Packed, cache: Cache, last: int = 1) -> Tensor:
         """Hidden states [B, last, D] of each row's last positions; ``cache``, empty before, then holds the rows."""
@@ -122,6 +128,23 @@ class VallE(nn.Module):
         cache.end()
         if self.layout.restart:
             cache.origin = packed.response
+        return out
+
+    def output(
+        self, segment: Tensor, code: Tensor, masked: Tensor, level: Tensor, frames: Tensor, past: Past
+    ) -> Tensor:
+        """A parallel pass over outputs alone, behind a ``past`` that ``hidden`` has filled → hidden states [B, T, D].
+
+        Args:
+            segment, code: ids int64 [B, T] and [B, L, T] of the outputs' positions.
+            masked: float [B], as of ``Packed``.
+            level, frames: int64 [B], the level whose adapters serve, and T of each row.
+        """
+        x, positions = self.embeddings.output(segment, code, masked), past.positions(segment.shape[1])
+        past.begin(segment.shape[1], frames)
+        with self._adapted(level):
+            out = self.backbone(x, positions, None, past)
+        past.end()
         return out
 
     def step(self, codes: Tensor, cache: Cache, layers: int | None = None) -> Tensor:

@@ -1,0 +1,194 @@
+"""Speech editing: the rest is untouched, joins are not heard, every kind of voice edits or says why not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.generation.voices import recording, voice
+from vall_e.cli import main
+from vall_e.generation import edit as module
+from vall_e.generation.edit import FADE, REACH, edit
+from vall_e.generation.splice import active_level, cross_fade, quietest, splice
+from vall_e.generation.synthesize import SpeechError
+from vall_e.models.packing import Sample
+
+RATE = 22_050  # not the voice's
+WAV = recording(1.6, RATE)
+VOICES = [
+    ("ar-depth", ("tts", "cse")),
+    ("ar-depth", ("tts",)),
+    ("ar+nar", ("tts", "cse")),
+    ("nar-len", ("tts",)),
+    ("nar-len", ("tts", "cse", "nse")),
+    ("ar+nar-len", ("tts",)),
+    ("v2-nar", ("tts",)),
+]
+
+
+def test_a_splice_keeps_all_but_the_fades_and_a_fade_keeps_the_power() -> None:
+    rng = np.random.default_rng(0)
+    base, piece = (rng.normal(size=n).astype(np.float32) for n in (1000, 400))
+    out = splice(base, piece, 300, 500, 50, 80)
+    assert len(out) == 300 + (400 - 130) + 500
+    np.testing.assert_array_equal(out[:250], base[:250])
+    np.testing.assert_array_equal(out[300:570], piece[50:320])
+    np.testing.assert_array_equal(out[-420:], base[-420:])
+    a, b = rng.normal(size=(2, 100_000)).astype(np.float32)
+    assert np.square(cross_fade(a, b)).mean() == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_quietest_place_and_the_level_of_what_is_spoken() -> None:
+    wav = np.ones(8000, dtype=np.float32)
+    wav[4000:4400] = 0.01
+    assert quietest(wav, np.array([1000, 4200, 6000]), 8000) == 1
+    assert active_level(np.concatenate((np.full(8000, 0.5), np.zeros(80_000))), 8000) == pytest.approx(0.5)
+    assert active_level(np.zeros(10, dtype=np.float32), 8000) == 0
+
+
+@pytest.mark.parametrize(("kind", "tasks"), VOICES)
+@pytest.mark.parametrize(("start", "end"), [(0.5, 0.9), (0.0, 0.4), (1.2, 1.6), (0.8, 0.8)])
+def test_the_rest_is_untouched_and_joins_are_smooth(
+    kind: str, tasks: tuple[str, ...], start: float, end: float
+) -> None:
+    """At the beginning, in the middle, at the end, and inserted."""
+    found = edit(voice(kind, tasks), WAV, RATE, start, end, "one [two] three", seed=3)
+    assert found.sample_rate == RATE and found.wav.dtype == np.float32
+    first, last = round(found.start * RATE), round(found.end * RATE)
+    slack = (REACH + FADE + 0.02) * RATE
+    assert start * RATE - slack <= first <= start * RATE + 1
+    behind = len(found.wav) - last
+    assert len(WAV) - end * RATE - slack <= behind <= len(WAV) - end * RATE + 1
+    np.testing.assert_array_equal(found.wav[:first], WAV[:first])
+    np.testing.assert_array_equal(found.wav[last:], WAV[len(WAV) - behind :])
+    steps, bound = np.abs(np.diff(found.wav)), np.quantile(np.abs(np.diff(WAV)), 0.999)
+    for join in {first, last} - {0, len(found.wav)}:
+        assert steps[join - 2 : join + 1].max() <= bound
+    assert any("never learned cse" in w for w in found.warnings) == (kind == "ar-depth" and "cse" not in tasks)
+
+
+@pytest.mark.parametrize(("kind", "tasks"), VOICES)
+def test_a_voice_reads_what_it_has_learned_to_read(kind: str, tasks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
+    """``cse`` where it was learned, given codes where it demasks, else the beginning as a prefix."""
+    asked: list[tuple[Sample, np.ndarray | None]] = []
+    inner = module.respond
+
+    def respond(model: object, prompts: list[Sample], *args: object, given: list | None = None, **more: object) -> list:
+        asked.append((prompts[0], None if given is None else given[0]))
+        return inner(model, prompts, *args, given=given, **more)
+
+    monkeypatch.setattr(module, "respond", respond)
+    speaker = voice(kind, tasks)
+    found = edit(speaker, WAV, RATE, 0.5, 0.9, "one [two] three", seed=3)
+    ((sample, given),) = asked
+    whole, until = (len(speaker._ids(speaker._phones([_request(t)])[0])) for t in ("one two three", "one two"))
+    assert len(sample.text) == (until if not _knows(kind, tasks) else whole)
+    if "cse" in tasks:
+        assert sample.task == "cse" and given is None and set(sample.more) == {"before", "middle", "after"}
+        assert all(codes.shape[1] for codes in sample.more.values())
+    elif _knows(kind, tasks):
+        assert sample.task == "tts"
+        blank = (given == speaker.model.layout.codes).all(0)
+        assert blank.sum() == found.codes.shape[1] > 0
+        assert np.ptp(np.flatnonzero(blank)) + 1 == blank.sum() and not blank[0] and not blank[-1]
+    else:
+        assert sample.task == "tts" and given is None and sample.response.shape[1] > 0
+
+
+def _knows(kind: str, tasks: tuple[str, ...]) -> bool:
+    return "cse" in tasks or kind in ("nar-len", "ar+nar-len", "v2-nar")
+
+
+def _request(text: str):
+    from vall_e.generation.synthesize import Request
+
+    return Request(text=text)
+
+
+@pytest.mark.parametrize("kind", ["nar-len", "v2-nar"])
+def test_the_new_part_is_as_long_as_it_was_asked_to_be(kind: str) -> None:
+    speaker = voice(kind)
+    for seconds in (0.2, 0.6):
+        found = edit(speaker, WAV, RATE, 0.5, 0.9, "one [two] three", seconds=seconds)
+        assert found.codes.shape[1] == round(seconds * speaker.codec.frame_rate)
+
+
+def test_the_new_part_is_as_loud_as_what_is_around_it() -> None:
+    for gain in (1.0, 0.1):
+        found = edit(voice("nar-len"), gain * WAV, RATE, 0.5, 0.9, "one [two] three", seconds=0.5)
+        first, last = (round(s * RATE) for s in (found.start + FADE, found.end - FADE))
+        around = active_level(np.concatenate((WAV[: round(0.45 * RATE)], WAV[RATE:])), RATE) * gain
+        assert active_level(found.wav[first:last], RATE) == pytest.approx(around, rel=0.25)
+
+
+def test_of_a_long_recording_the_model_hears_a_window() -> None:
+    long, speaker = recording(9.0, RATE), voice("nar-len", seconds=1.0)
+    seen = []
+    encode = type(speaker.codec).encode
+    watched = replace_codec(speaker, lambda codec, wav: seen.append(wav.shape[-1]) or encode(codec, wav))
+    found = edit(watched, long, RATE, 5.0, 5.3, "one [two] three")
+    assert max(seen) <= 1.35 * speaker.sample_rate
+    assert any("heard" in warning for warning in found.warnings)
+    behind = len(found.wav) - round(found.end * RATE)
+    np.testing.assert_array_equal(found.wav[-behind:], long[-behind:])
+    np.testing.assert_array_equal(found.wav[: round(found.start * RATE)], long[: round(found.start * RATE)])
+
+
+def replace_codec(speaker, encode):
+    class Codec:
+        def __getattr__(self, name: str):
+            return getattr(speaker.codec, name)
+
+        def encode(self, wav):
+            return encode(speaker.codec, wav)
+
+    return type(speaker)(speaker.model, speaker.config, speaker.tokenizer, Codec())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"start": 0.9, "end": 0.5}, "not in order"),
+        ({"end": 3.0}, r"recording of 1\.60 s"),
+        ({"text": "one two three"}, "mark them with brackets"),
+        ({"text": "one [two] [three]"}, "one pair of brackets"),
+        ({"text": " "}, "nothing to say"),
+        ({"seconds": 0.0}, "more than 0"),
+        ({"wav": np.zeros(RATE, dtype=np.float32), "end": 0.8}, "holds no sound"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused_with_the_reason(changes: dict, reason: str) -> None:
+    asked = {"wav": WAV, "rate": RATE, "start": 0.5, "end": 0.9, "text": "one [two] three"} | changes
+    with pytest.raises(SpeechError, match=reason):
+        edit(voice("ar-depth"), **asked)
+
+
+def test_the_same_seed_says_the_same_and_no_brackets_are_needed_where_both_sides_are_known() -> None:
+    a, b, c = (edit(voice("v2-nar"), WAV, RATE, 0.5, 0.9, "one two three", seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a.wav, b.wav)
+    assert a.wav.shape != c.wav.shape or (a.wav != c.wav).any()
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_the_command_leaves_the_rest_of_the_file_as_it_is(subtype: str, tmp_path, capsys, monkeypatch) -> None:
+    import vall_e.edit_cli as cli
+
+    monkeypatch.setattr(cli, "_voice", lambda arguments: (voice("v2-nar"), 0))
+    source, out = tmp_path / "in.wav", tmp_path / "out.wav"
+    soundfile.write(
+        source, 3.0 * WAV, RATE, subtype=subtype
+    )  # loud: 16 bits read and written with other factors differ
+    arguments = ["edit", str(source), "--start", "0.5", "--end", "0.9", "--text", "one [two] three", "-o", str(out)]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    old, new = (soundfile.read(path, dtype="int32")[0] for path in (source, out))
+    first, behind = round(found["new_from"] * RATE) - 40, len(new) - round(found["new_to"] * RATE) - 40
+    if subtype == "PCM_24":  # kept as 32-bit float
+        old, new = (soundfile.read(path, dtype="float32")[0] for path in (source, out))
+    np.testing.assert_array_equal(new[:first], old[:first])
+    np.testing.assert_array_equal(new[-behind:], old[-behind:])
+    assert main(["edit", str(source), "--start", "5", "--end", "6", "--text", "one", "-o", str(out)]) == 1
+    assert "not in order" in capsys.readouterr().err

@@ -1,0 +1,153 @@
+"""``vall-e edit``, ``convert``, ``clean`` and ``extract``: commands that change a recording.
+
+Heavy modules are imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vall_e.usage import UsageError, voice_folder
+
+if TYPE_CHECKING:
+    from vall_e.generation.recording import Changed
+    from vall_e.generation.synthesize import Voice
+
+
+def add_edit(commands: Any) -> None:
+    """Add the commands to the parser's."""
+    edit = _command(commands, "edit", _edit, "replace words of a recording, the rest stays as it is, sample by sample")
+    edit.add_argument("--start", type=float, required=True, metavar="S", help="seconds at which the old words begin")
+    edit.add_argument(
+        "--end", type=float, required=True, metavar="S", help="seconds at which they end (as --start: insert something)"
+    )
+    edit.add_argument(
+        "--text",
+        required=True,
+        help='the whole sentence as it shall be, the new words in brackets: "seven [three] nine"',
+    )
+    edit.add_argument("--seconds", type=float, metavar="S", help="length of the new part (default: the model says)")
+    edit.add_argument("--noise", action="store_true", help="the recording is noisy, and so shall the new part be (nse)")
+    convert = _command(commands, "convert", _convert, "say a recording again in the voice of another one")
+    convert.add_argument("--ref-audio", type=Path, required=True, metavar="FILE", help="a recording of the voice")
+    convert.add_argument("--text", help="what the recording says: with it words survive more masks")
+    convert.add_argument(
+        "--mask", type=float, default=0.6, metavar="X", help="share that is made anew, 0 to 1 (default: 0.6)"
+    )
+    clean = _command(commands, "clean", _clean, "speech without the noise around it, or the noise without the speech")
+    clean.add_argument("--keep", choices=("speech", "noise"), default="speech", help="what to keep (default: speech)")
+    extract = _command(commands, "extract", _extract, "one of two people who speak at once")
+    extract.add_argument("--ref-audio", type=Path, required=True, metavar="FILE", help="a recording of whom to keep")
+
+
+def _command(commands: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+    command.add_argument("recording", type=Path, metavar="RECORDING", help="any format and rate")
+    command.add_argument(
+        "-o", "--output", type=Path, default=Path("out.wav"), metavar="FILE", help="wave file to write"
+    )
+    command.add_argument("--model", type=Path, metavar="DIR", help="a trained voice; by default the newest in models/")
+    command.add_argument("--seed", type=int, help="the same seed gives the same speech (default: the model's)")
+    command.add_argument("--language", metavar="NAME", help="espeak-ng language of the text (default: the voice's)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.set_defaults(run=run)
+    return command
+
+
+def _voice(arguments: argparse.Namespace) -> tuple[Voice, int]:
+    """The voice and the seed."""
+    if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
+        raise UsageError(f"--seed must be between 0 and 2^63 - 1, not {arguments.seed}")
+    folder = voice_folder(arguments.model)
+    from vall_e.generation.synthesize import Voice
+
+    try:
+        voice = Voice.load(folder, device=arguments.device)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{folder} cannot be loaded: {error}") from None
+    return voice, voice.config.sampling.seed if arguments.seed is None else arguments.seed
+
+
+def _edit(arguments: argparse.Namespace) -> int:
+    from vall_e.audio import load, probe, save_like
+    from vall_e.generation.edit import edit
+
+    def work(voice: Voice, seed: int) -> Changed:
+        wav, rate = load(arguments.recording)
+        changed = edit(
+            voice, wav, rate, arguments.start, arguments.end, arguments.text, arguments.seconds, arguments.noise, seed,
+            language=arguments.language,
+        )  # fmt: skip
+        if (channels := probe(arguments.recording).channels) > 1:
+            changed.warnings.append(f"the {channels} channels became one")
+        return changed
+
+    return _run(arguments, work, lambda changed: save_like(arguments.output, changed.wav, arguments.recording))
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from vall_e.generation.convert import convert
+
+    def work(voice: Voice, seed: int) -> Changed:
+        source, reference = (_loaded(path, voice) for path in (arguments.recording, arguments.ref_audio))
+        return convert(
+            voice, source, reference, arguments.text, arguments.mask, seed, language=arguments.language
+        )  # fmt: skip
+
+    return _run(arguments, work)
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    from vall_e.generation.convert import separate
+
+    task = {"speech": "ns", "noise": "sr"}[arguments.keep]
+    return _run(arguments, lambda voice, seed: separate(voice, _loaded(arguments.recording, voice), task, seed=seed))
+
+
+def _extract(arguments: argparse.Namespace) -> int:
+    from vall_e.generation.convert import separate
+
+    def work(voice: Voice, seed: int) -> Changed:
+        source, reference = (_loaded(path, voice) for path in (arguments.recording, arguments.ref_audio))
+        return separate(voice, source, "tse", reference, seed)
+
+    return _run(arguments, work)
+
+
+def _loaded(path: Path, voice: Voice) -> Any:
+    from vall_e.audio import load
+
+    return load(path, voice.sample_rate)[0]
+
+
+def _run(arguments: argparse.Namespace, work: Any, save: Any = None) -> int:
+    """Do ``work`` with the voice, save what comes out, and tell."""
+    from vall_e.audio import save_wav
+
+    voice, seed = _voice(arguments)
+    try:
+        changed = work(voice, seed)
+        if save is None:
+            save_wav(arguments.output, changed.wav, changed.sample_rate)
+        else:
+            save(changed)
+    except (OSError, ValueError) as error:
+        print(f"vall-e: {error}", file=sys.stderr)
+        return 1
+    for warning in changed.warnings:
+        print(f"vall-e: {warning}", file=sys.stderr)
+    facts = {
+        "path": str(arguments.output), "seconds": round(changed.seconds, 3), "new_from": round(changed.start, 3),
+        "new_to": round(changed.end, 3), "compute_seconds": round(changed.compute_seconds, 3),
+        "warnings": changed.warnings,
+    }  # fmt: skip
+    if arguments.json:
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        print(f"{facts['path']}: {changed.seconds:.2f} s, new from {changed.start:.2f} to {changed.end:.2f} s")
+    return 0
