@@ -158,13 +158,17 @@ def save_wav(path: str | Path, wav: np.ndarray, sample_rate: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Each writer has a name of its own, so that two processes never share a half-written file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pcm = np.round(np.clip(wav, -1.0, 1.0) * 32767.0).astype(np.int16)
     try:
-        soundfile.write(str(temporary), pcm, sample_rate, subtype="PCM_16", format="WAV")
+        soundfile.write(str(temporary), to_pcm(wav), sample_rate, subtype="PCM_16", format="WAV")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def to_pcm(wav: np.ndarray) -> np.ndarray:
+    """``wav`` float [N], clipped to ±1, as int16 [N] (little endian)."""
+    return np.round(np.clip(wav, -1.0, 1.0) * 32767.0).astype("<i2")
 
 
 def resample(wav: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

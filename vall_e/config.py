@@ -144,6 +144,22 @@ class SpeculationConfig(Section):
     draft: PositiveInt = Field(4, description="frames drafted before they are checked")
 
 
+class LongTextConfig(Section):
+    """How a text that takes several segments is spoken. Pauses are measured between sound and sound, in seconds.
+
+    Silent pauses in speech fall into brief ones (below 0.2 s), medium ones (0.2 to 1 s) and long ones (Campione and
+    Veronis 2002, a multilingual study of silent pauses); clauses, sentences and paragraphs get one of each kind.
+    """
+
+    context: Literal["none", "rolling"] = Field(
+        "none", description="rolling: a segment goes on from the end of the one before; none: all at once, in a batch"
+    )
+    context_seconds: PositiveFloat = Field(2.0, description="rolling: how much of the segment before is gone on from")
+    clause_pause: Annotated[float, Field(ge=0.0, le=10.0)] = 0.18
+    sentence_pause: Annotated[float, Field(ge=0.0, le=10.0)] = 0.45
+    paragraph_pause: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+
+
 class SamplingConfig(Section):
     """How codes are drawn. Greedy at temperature 0; ``guidance`` 0 is plain decoding."""
 
@@ -157,7 +173,16 @@ class SamplingConfig(Section):
     first: Literal["auto", "ar", "mask"] = Field("auto", description="ar+nar-len: how level 0 is drawn; auto is ar")
     demask: DemaskConfig = DemaskConfig()
     candidates: PositiveInt = 3
-    max_seconds: PositiveFloat = 12.0
+    rank: Literal["auto", "alignment", "stt", "recogniser"] = Field(
+        "auto",
+        description="what the best candidate is chosen by: the alignment head and the gain through the text; the "
+        "voice's own stt loss; a recogniser's word errors; auto is alignment",
+    )
+    retries: Annotated[int, Field(ge=0, le=10)] = Field(
+        1, description="times that a segment in which something is wrong is drawn anew; the best is kept"
+    )
+    max_seconds: PositiveFloat = Field(12.0, description="length cap of a segment")
+    long_text: LongTextConfig = LongTextConfig()
     speculation: SpeculationConfig | None = None
     seed: int = 0
 
