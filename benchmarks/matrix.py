@@ -25,8 +25,9 @@ import torch
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from vall_e.config import DemaskConfig, SamplingConfig, TrainConfig
+from vall_e.config import TrainConfig
 from vall_e.data.makers import MAKERS, Given
+from vall_e.decoding import DemaskConfig, SamplingConfig
 from vall_e.family import BACKBONES, KINDS, ModelConfig
 from vall_e.generation.ar import decode
 from vall_e.generation.demask import demask
@@ -39,7 +40,7 @@ from vall_e.training.module import build_optimizer
 
 LEVELS, CODES, PHONES = 2, 11, 9
 SIZES = {"dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ff_dim": 64, "depth_dim": 32, "codebook_dim": 32}
-GREEDY = SamplingConfig(temperature=0.0, guidance=0.0, candidates=1)
+GREEDY = SamplingConfig(ar={"temperature": 0.0}, guidance=0.0, candidates=1)
 UNMASK = DemaskConfig(steps=4, later_steps=2, temperature=0.0, guidance=0.0, choice_temperature=0.0)
 CHECK_EVERY = 50  # steps
 NEARLY = 0.95  # accuracy of each level in the batch below which nothing is decoded: it would not come back

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("nn", "backbones", "models", ("generation", "training"), "serving", "cli")  # never upward
-LEAVES = ("config", "family", "fields", "preparation", "tasks")
+LEAVES = ("config", "decoding", "family", "fields", "preparation", "tasks")
 OPTIONAL = ("flash_attn", "xformers", "sageattention", "mamba_ssm", "nemo", "ray", "deepspeed", "gradio", "vocos")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 import subprocess
 import sys
 
@@ -14,11 +16,13 @@ import torch
 from tests.codecs import small
 from tests.test_jobs import tone, write_jobs
 from vall_e.cli import main
-from vall_e.config import ModelConfig, SamplingConfig
+from vall_e.config import ModelConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.models.checkpoint import VoiceConfig, save_model
 from vall_e.preparation import CodecConfig, EncodeConfig
 from vall_e.text.phonemes import phonemize
 from vall_e.text.tokenizer import Tokenizer
+from vall_e.usage import add_sampling, sampling_given, sampling_of
 
 
 def make_voice(folder, kind: str = "ar-depth", seed: int = 0, kv_heads: int = 1):
@@ -30,7 +34,7 @@ def make_voice(folder, kind: str = "ar-depth", seed: int = 0, kv_heads: int = 1)
         model=ModelConfig(kind=kind, dim=32, layers=2, heads=2, kv_heads=kv_heads, ff_dim=64, depth_dim=16),
         levels=codec.levels, codes=codec.codes, phones=len(tokenizer), codec=CodecConfig(), encode=EncodeConfig(),
         sampling=SamplingConfig(max_seconds=0.4, candidates=2), language="en-us", with_stress=True,
-        seconds_per_phone=0.1, prompt_seconds=1.0,
+        seconds_per_phone=0.1, prompt_seconds=1.0, response_phones=12,
     )  # fmt: skip
     save_model(folder, config.build(), config)
     tokenizer.save(folder / "tokenizer.json")
@@ -133,7 +137,6 @@ def test_the_newest_voice_is_taken_when_none_is_named(reference, tmp_path, capsy
     (["--batch", "nothing.jsonl", "--out-dir", "d"], "nothing.jsonl: No such file"),
     (["--batch", "empty.jsonl", "--out-dir", "d"], "empty.jsonl has no jobs"),
     (["--text", "a", "--ref-audio", "x", "--seed", "-1"], "--seed must be between"),
-    (["--text", "a", "--ref-audio", "x", "--top-p", "2"], "--top-p 2.0: Input should be less than or equal to 1"),
     (["--text", "a", "--ref-audio", "x", "--temperature", "hot"], "invalid float value"),
     (["--batch", "b", "--out-dir", "d", "--batch-size", "0"], "--batch-size must be at least 1"),
     (["--text", "a", "--ref-audio", "x", "--model", "nowhere"], "nowhere is no trained voice"),
@@ -146,6 +149,51 @@ def test_wrong_usage_is_told_and_exits_with_2(tmp_path, monkeypatch, capsys, arg
     except SystemExit as stop:  # argparse's own
         code = stop.code
     assert code == 2 and reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, reason", [
+    (["--top-p", 2], "--top-p 2.0: Input should be less than or equal to 1"),
+    (["--ar-top-p", 2], "--top-p 2.0: Input should be less than or equal to 1"),
+    (["--nar-temperature", -1], "--nar-temperature -1.0: Input should be greater than or equal to 0"),
+    (["--guidance-rescale", 3], "--guidance-rescale 3.0: Input"),
+    (["--banned", -4], "--banned -4: Input should be greater"),
+    (["--mirostat", 2, "--top-k", 5], "mirostat chooses what to draw from: with it leave top_k 0"),
+    (["--mirostat", 3], "invalid choice: 3"),
+])  # fmt: skip
+def test_wrong_settings_name_their_option_before_the_voice_is_read(voice, tmp_path, capsys, arguments, reason):
+    folder = tmp_path / "voice"
+    shutil.copytree(voice, folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    try:
+        code = synth("--model", folder, "--text", "a", "--ref-audio", "x", *arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2 and reason in capsys.readouterr().err
+
+
+def test_settings_are_put_over_the_voices_own():
+    parser = argparse.ArgumentParser()
+    add_sampling(parser)
+    base = SamplingConfig(ar={"temperature": 1.3, "banned": (7,)}, nar={"top_k": 3}, candidates=2)
+    words = [
+        "--top-k",
+        "5",
+        "--ar-min-p",
+        "0.1",
+        "--nar-top-p",
+        "0.5",
+        "--guidance",
+        "0",
+        "--repetition-each",
+        "--max-seconds",
+        "3",
+    ]
+    given = sampling_given(parser.parse_args(words))
+    assert sampling_of(given, base) == SamplingConfig(
+        ar={"temperature": 1.3, "banned": (7,), "top_k": 5, "min_p": 0.1, "repetition_each": True},
+        nar={"top_k": 3, "top_p": 0.5}, candidates=2, guidance=0, max_seconds=3,
+    )  # fmt: skip
+    assert sampling_of(sampling_given(parser.parse_args([])), base) == base
 
 
 def test_a_damaged_voice_is_wrong_usage(reference, tmp_path, capsys):
@@ -174,7 +222,7 @@ from vall_e.cli import main
 try:
     main(["synth", "--help"])
 finally:
-    heavy = {"torch", "numpy", "pydantic", "soundfile", "tqdm"} & set(sys.modules)
+    heavy = {"torch", "numpy", "soundfile", "tqdm"} & set(sys.modules)
     print("heavy:", sorted(heavy))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

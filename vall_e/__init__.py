@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vall_e.config import SamplingConfig
+    from vall_e.decoding import SamplingConfig
     from vall_e.generation.speech import Audio, Request, Segment, SpeechError
     from vall_e.generation.synthesize import Voice
 
@@ -15,7 +15,7 @@ _PUBLIC = {
     "Request": "vall_e.generation.speech",
     "Segment": "vall_e.generation.speech",
     "SpeechError": "vall_e.generation.speech",
-    "SamplingConfig": "vall_e.config",
+    "SamplingConfig": "vall_e.decoding",
 }
 __all__ = ["Audio", "Request", "SamplingConfig", "Segment", "SpeechError", "Voice"]
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS, Levels, ModelConfig
 from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
 from vall_e.preparation import (
@@ -113,88 +114,6 @@ class TrainConfig(Section):
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints, each with a validation")
     init_from: str | None = Field(None, description="start from the weights of this voice, a folder (uptraining)")
     seed: int = 0
-
-
-class DemaskConfig(Section):
-    """How masked codes appear (kinds nar-len and v2-nar)."""
-
-    steps: PositiveInt = 16
-    temperature: Annotated[float, Field(ge=0.0)] = 1.0
-    anneal_temperature: Fraction = Field(1.0, description="share of the temperature that is gone at the last step")
-    top_k: Annotated[int, Field(ge=0)] = 0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    guidance: Annotated[float, Field(ge=0.0)] = 2.0
-    anneal_guidance: Fraction = Field(0.0, description="share of the guidance that is gone at the last step")
-    choice_temperature: Annotated[float, Field(ge=0.0)] = Field(
-        1.0, description="randomness of which predictions are kept, falling to 0"
-    )
-    remask: bool = Field(False, description="kept codes may be masked again while they are among the least sure")
-    order: Literal["auto", "level", "free", "frame"] = Field(
-        "auto",
-        description="v2-nar: level by level from the coarsest, all at once each on its own, or a frame's together; "
-        "auto is level for a residual codec, free for one whose levels have no order",
-    )
-    later_steps: PositiveInt = Field(4, description="order level: steps of each level above 0")
-
-
-class SpeculationConfig(Section):
-    """Frames drafted by the first layers and checked by all of them (2404.16710); needs train.layerskip to pay."""
-
-    exit_layer: PositiveInt = Field(description="how many layers draft")
-    draft: PositiveInt = Field(4, description="frames drafted before they are checked")
-
-
-class LongTextConfig(Section):
-    """How a text that takes several segments is spoken. Pauses are measured between sound and sound, in seconds.
-
-    Silent pauses in speech fall into brief ones (below 0.2 s), medium ones (0.2 to 1 s) and long ones (Campione and
-    Veronis 2002, a multilingual study of silent pauses); clauses, sentences and paragraphs get one of each kind.
-    """
-
-    context: Literal["none", "rolling"] = Field(
-        "none", description="rolling: a segment goes on from the end of the one before; none: all at once, in a batch"
-    )
-    context_seconds: PositiveFloat = Field(2.0, description="rolling: how much of the segment before is gone on from")
-    clause_pause: Annotated[float, Field(ge=0.0, le=10.0)] = 0.18
-    sentence_pause: Annotated[float, Field(ge=0.0, le=10.0)] = 0.45
-    paragraph_pause: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
-
-
-class SamplingConfig(Section):
-    """How codes are drawn. Greedy at temperature 0; ``guidance`` 0 is plain decoding."""
-
-    temperature: Annotated[float, Field(ge=0.0)] = 0.8
-    top_k: Annotated[int, Field(ge=0)] = Field(0, description="0 keeps all")
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    repetition_penalty: PositiveFloat = 1.0
-    repetition_window: PositiveInt = 75
-    nar_temperature: Annotated[float, Field(ge=0.0)] = 0.0
-    guidance: Annotated[float, Field(ge=0.0)] = 1.0
-    first: Literal["auto", "ar", "mask"] = Field("auto", description="ar+nar-len: how level 0 is drawn; auto is ar")
-    demask: DemaskConfig = DemaskConfig()
-    candidates: PositiveInt = 3
-    rank: Literal["auto", "alignment", "stt", "recogniser"] = Field(
-        "auto",
-        description="what the best candidate is chosen by: the alignment head and the gain through the text; the "
-        "voice's own stt loss; a recogniser's word errors; auto is alignment",
-    )
-    retries: Annotated[int, Field(ge=0, le=10)] = Field(
-        1, description="times that a segment in which something is wrong is drawn anew; the best is kept"
-    )
-    max_seconds: PositiveFloat = Field(12.0, description="length cap of a segment")
-    long_text: LongTextConfig = LongTextConfig()
-    speculation: SpeculationConfig | None = None
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _consistent(self) -> SamplingConfig:
-        plain = self.guidance == 0 and self.candidates == 1 and self.repetition_penalty == 1.0
-        if self.speculation is not None and not plain:
-            raise ValueError(
-                "sampling.speculation draws one candidate from the plain model: guidance 0, candidates 1 and "
-                "repetition_penalty 1"
-            )
-        return self
 
 
 class EvaluateConfig(Section):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vall_e.config import SamplingConfig
+    from vall_e.decoding import SamplingConfig
     from vall_e.generation.speech import Request
     from vall_e.generation.synthesize import Voice
 

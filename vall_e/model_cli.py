@@ -86,7 +86,8 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    sampling = sampling_of({name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")})
+    given = {f"ar.{name}": getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
+    sampling = sampling_of(given).ar
     if arguments.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens must be at least 1, not {arguments.max_new_tokens}")
     from transformers import AutoTokenizer
@@ -99,7 +100,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         model = TextModel.load(folder, arguments.device)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         ids = tokenizer(arguments.prompt)["input_ids"]
-        (new,) = model.generate([ids], arguments.max_new_tokens, sampling)
+        (new,) = model.generate([ids], arguments.max_new_tokens, sampling, arguments.seed)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{arguments.path} cannot write: {error}") from None
     text = tokenizer.decode(new, skip_special_tokens=True)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 if TYPE_CHECKING:
-    from vall_e.config import SamplingConfig
+    from vall_e.decoding import SamplingConfig
 
 MODELS = Path("models")
+GENERAL = (
+    "guidance",
+    "guidance_rescale",
+    "candidates",
+    "rank",
+    "retries",
+    "max_seconds",
+)  # of ``SamplingConfig``, beside ar and nar
 
 
 class UsageError(Exception):
@@ -29,14 +40,71 @@ def voice_folder(given: Path | None) -> Path:
     return given
 
 
-def sampling_of(given: dict[str, Any]) -> SamplingConfig:
-    """The settings in ``given``, the others at their defaults. Raises UsageError naming the option that is wrong."""
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Options for the settings of ``sampling.ar`` (with and without ``ar-``), ``nar``, ``long_text`` and the others."""
+    groups = {
+        "ar": parser.add_argument_group("drawing", "each by default as the voice has it"),
+        "nar": parser.add_argument_group("drawing the levels above, where a pass of its own adds them"),
+        "long_text": parser.add_argument_group("long texts"),
+    }
+    for key, field in _settings():
+        section, _, name = key.rpartition(".")
+        flags = [f"--{key.replace('.', '-')}", *([f"--{name}"] if section == "ar" else [])]
+        flags = [flag.replace("_", "-") for flag in reversed(flags)]
+        form = _form(field.annotation)
+        groups[section or "ar"].add_argument(*flags, dest=key, default=None, help=field.description, **form)
+
+
+def sampling_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the options of ``add_sampling`` were given for: ``{"ar.top_k": 5, "guidance": 0.0}``."""
+    return {key: value for key, _ in _settings() if (value := getattr(arguments, key)) is not None}
+
+
+def sampling_of(given: dict[str, Any], base: SamplingConfig | None = None) -> SamplingConfig:
+    """``base`` (the defaults) with the settings in ``given`` put over it, whose keys are as in ``sampling_given``.
+
+    Raises:
+        UsageError: naming the option that is wrong.
+    """
     from pydantic import ValidationError
 
-    from vall_e.config import SamplingConfig
+    from vall_e.decoding import SamplingConfig
 
+    settings = (base or SamplingConfig()).model_dump()
+    for key, value in given.items():
+        section, _, name = key.rpartition(".")
+        (settings[section] if section else settings)[name] = value
     try:
-        return SamplingConfig(**given)
+        return SamplingConfig(**settings)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {first['msg']}") from None
+        where, reason = first["loc"], first["msg"].removeprefix("Value error, ")
+        option = "-".join(str(part) for part in where[:2] if part != "ar").replace("_", "-")
+        is_option = ".".join(map(str, where[:2])) in given
+        raise UsageError(f"--{option} {first['input']}: {reason}" if is_option else reason) from None
+
+
+def _settings() -> Iterator[tuple[str, Any]]:
+    """Keys and pydantic's fields of all settings that are options."""
+    from vall_e.decoding import LevelParams, LongTextConfig, SamplingConfig, SamplingParams
+
+    yield from ((f"ar.{name}", field) for name, field in SamplingParams.model_fields.items())
+    yield from ((name, SamplingConfig.model_fields[name]) for name in GENERAL)
+    yield from ((f"nar.{name}", field) for name, field in LevelParams.model_fields.items())
+    yield from ((f"long_text.{name}", field) for name, field in LongTextConfig.model_fields.items())
+
+
+def _form(annotation: Any) -> dict[str, Any]:
+    """How argparse reads a value of this type."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return _form(inner[0])
+    if origin is Literal:
+        return {"type": type(inner[0]), "choices": inner}
+    if origin is tuple:
+        return {"type": int, "nargs": "*", "metavar": "CODE"}
+    if annotation is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if annotation in (int, float):
+        return {"type": annotation, "metavar": "X"}
+    return _form(inner[0])  # Annotated

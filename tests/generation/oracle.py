@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from tests.tiny import CODES, LEVELS, sample
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 
-GREEDY = SamplingConfig(temperature=0.0, guidance=0.0, candidates=1)
+GREEDY = SamplingConfig(ar={"temperature": 0.0}, guidance=0.0, candidates=1)
 
 
 def make_prompts(count: int = 3) -> list[Sample]:

@@ -10,7 +10,7 @@ import torch
 
 from tests.generation.oracle import GREEDY, make_prompts, uncached
 from tests.tiny import CODES, LEVELS, build, of_task
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig, SamplingParams
 from vall_e.generation.ar import decode
 from vall_e.generation.nar import fill_levels
 from vall_e.models.packing import pack
@@ -34,7 +34,7 @@ def test_cached_ragged_batch_equals_uncached_single_rows(kind: str, strength: fl
 
 def test_a_seed_speaks_the_same_alone_and_in_a_batch_and_candidates_differ() -> None:
     model, prompts = build(), make_prompts()
-    sampling = SamplingConfig(temperature=1.0, guidance=0.5, candidates=3)
+    sampling = SamplingConfig(ar={"temperature": 1.0}, guidance=0.5, candidates=3)
     together = decode(model, prompts, sampling, [7, 8, 9], [10, 6, 10])
     for i, limit in enumerate((10, 6, 10)):
         alone = decode(model, prompts[i : i + 1], sampling, [7 + i], [limit])[0]
@@ -51,7 +51,7 @@ def test_stop_ends_a_row_and_the_limit_is_reported() -> None:
         model.heads.first.weight.zero_()
         model.backbone.norm.weight.fill_(1.0)
     prompts = make_prompts(2)
-    sampling = SamplingConfig(temperature=1.0, guidance=0.0, candidates=1)
+    sampling = SamplingConfig(ar={"temperature": 1.0}, guidance=0.0, candidates=1)
     rows = [c[0] for c in decode(model, prompts * 8, sampling, list(range(16)), [400] * 16)]
     lengths = [row.codes.shape[1] for row in rows]  # uniform logits: each frame stops with probability 1 / (n + 1)
     assert all(row.finished == (length < 400) for row, length in zip(rows, lengths, strict=True))
@@ -64,10 +64,10 @@ def test_repetition_penalty_reaches_the_decoder() -> None:
     model, prompts = build(), make_prompts(1)
     with torch.no_grad():
         model.heads.first.weight[CODES].zero_()  # the greatest of eleven random logits is above 0: no early stop
-    plain, harsh = (
-        decode(model, prompts, GREEDY.model_copy(update={"repetition_penalty": p}), [0], [CODES])[0][0].codes[0]
-        for p in (1.0, 50.0)
+    penalties = (
+        GREEDY.model_copy(update={"ar": SamplingParams(temperature=0.0, repetition_penalty=p)}) for p in (1, 50)
     )
+    plain, harsh = (decode(model, prompts, settings, [0], [CODES])[0][0].codes[0] for settings in penalties)
     assert len(set(plain.tolist())) < len(plain)
     assert len(set(harsh.tolist())) == len(harsh) > 0
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.tiny import CODES, LEVELS, build, sample
-from vall_e.config import DemaskConfig
+from vall_e.decoding import DemaskConfig
 from vall_e.generation.demask import _Row as Row
 from vall_e.generation.demask import demask, masked_after
 from vall_e.models.packing import Sample, pack

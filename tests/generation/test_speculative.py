@@ -12,7 +12,7 @@ from scipy.stats import chi2
 
 from tests.generation.oracle import GREEDY, make_prompts
 from tests.tiny import CODES, LEVELS, build, model_config, sample
-from vall_e.config import SamplingConfig, SpeculationConfig
+from vall_e.decoding import SamplingConfig, SamplingParams, SpeculationConfig
 from vall_e.family import BACKBONES, Capabilities
 from vall_e.generation.ar import decode
 from vall_e.generation.speculative import speculate
@@ -75,7 +75,7 @@ def test_right_drafts_save_passes_and_wrong_ones_cost_no_frame() -> None:
 
 def test_a_seed_draws_the_same_alone_and_in_a_batch() -> None:
     model, prompts = _deep("ar-depth"), make_prompts()
-    sampling = _drafting(GREEDY.model_copy(update={"temperature": 1.0, "top_k": 6}), 2, 3)
+    sampling = _drafting(GREEDY.model_copy(update={"ar": SamplingParams(temperature=1.0, top_k=6)}), 2, 3)
     together = speculate(model, prompts, sampling, [7, 8, 9], LIMITS)
     for i, limit in enumerate(LIMITS):
         alone = speculate(model, prompts[i : i + 1], sampling, [7 + i], [limit])[0][0]
@@ -114,7 +114,7 @@ def test_drawn_frames_are_distributed_as_the_whole_models() -> None:
     model = VallE(model_config(layers=3, alignment=False), levels, codes, 9).eval()
     rng = np.random.default_rng(0)
     prompt = Sample(rng.integers(3, 9, 4), rng.integers(codes, size=(levels, 3)), np.zeros((levels, 0), dtype=np.int64))
-    sampling = SamplingConfig(temperature=1.3, guidance=0.0, candidates=1)
+    sampling = SamplingConfig(ar={"temperature": 1.3}, guidance=0.0, candidates=1)
     chances = dict(_outcomes(model, prompt, 1.3, frames))
     assert sum(chances.values()) == pytest.approx(1, abs=1e-4)
     got = speculate(model, [prompt] * rows, _drafting(sampling, 1, 2), list(range(rows)), [frames] * rows)
@@ -148,7 +148,7 @@ def _outcomes(model: VallE, prompt: Sample, temperature: float, frames: int):
 
 
 def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for changes in ({"guidance": 1.0}, {"candidates": 2}, {"repetition_penalty": 1.2}):
+    for changes in ({"guidance": 1.0}, {"candidates": 2}, {"ar": {"repetition_penalty": 1.2}}):
         with pytest.raises(ValueError, match="draws one candidate from the plain model"):
             SamplingConfig(**(GREEDY.model_dump() | changes | {"speculation": {"exit_layer": 1}}))
     model, prompts = build(), [sample(np.random.default_rng(0), response=0)]

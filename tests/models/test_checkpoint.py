@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import CODES, LEVELS, PHONES, build, model_config
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.models.checkpoint import MIGRATIONS, VERSION, VoiceConfig, VoiceError, load_config, load_model, save_model
 from vall_e.preparation import CodecConfig, EncodeConfig
 
@@ -22,7 +22,7 @@ VERSION_1 = {  # as the first voices were written
         "depth_layers": 1, "alignment": True, "level_weights": None,
     },
     "levels": LEVELS, "codes": CODES, "phones": PHONES,
-    "codec": {"name": "mel"}, "encode": {}, "sampling": {"candidates": 2},
+    "codec": {"name": "mel"}, "encode": {}, "sampling": {"candidates": 2, "temperature": 0.6, "top_k": 9},
     "language": "en-us", "with_stress": True, "words_apart": False, "seconds_per_phone": 0.1, "prompt_seconds": 2.0,
     "lineage": {"profile": "demo"},
 }  # fmt: skip
@@ -46,7 +46,8 @@ def test_a_voice_of_version_1_is_read_as_it_was_meant(voice: Path) -> None:
     rewrite(voice, VERSION_1)
     model, config = load_model(voice)
     assert (config.version, config.model.rope.base, config.model.dim) == (VERSION, 777.0, 32)
-    assert config.sampling.candidates == 2 and config.lineage == {"profile": "demo"}
+    assert config.sampling == SamplingConfig(ar={"temperature": 0.6, "top_k": 9}, candidates=2)
+    assert config.lineage == {"profile": "demo"}
     assert model.backbone.config.rope.base == 777.0
     assert set(MIGRATIONS) == set(range(1, VERSION))
 
@@ -58,6 +59,15 @@ def test_a_voice_of_version_2_had_a_language_token_without_a_name(voice: Path) -
     assert config.model.languages == () and model.embeddings.header[1].num_embeddings == 2
     rewrite(voice, raw | {"version": 2, "model": raw["model"] | {"languages": 2}})
     assert len(load_config(voice).model.languages) == 2
+
+
+def test_a_voice_of_version_3_had_the_settings_of_all_passes_beside_each_other(voice: Path) -> None:
+    raw = json.loads((voice / "config.json").read_text())
+    flat = {"temperature": 0.6, "top_k": 9, "top_p": 0.5, "repetition_penalty": 1.2, "repetition_window": 7}
+    rewrite(voice, raw | {"version": 3, "sampling": flat | {"nar_temperature": 0.3, "guidance": 0.0}})
+    assert load_config(voice).sampling == SamplingConfig(ar=flat, nar={"temperature": 0.3}, guidance=0.0)
+    rewrite(voice, raw | {"version": 3, "sampling": {}})
+    assert load_config(voice).sampling == SamplingConfig()
 
 
 def test_what_is_written_is_of_this_version(voice: Path) -> None:

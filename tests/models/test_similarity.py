@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.codecs import small
 from tests.tiny import PHONES, model_config
-from vall_e.config import SamplingConfig
 from vall_e.corpus.similar import nearest
+from vall_e.decoding import SamplingConfig
 from vall_e.models.checkpoint import VoiceConfig, save_model
 from vall_e.models.similarity import code_tables, utterance_vectors
 from vall_e.preparation import CodecConfig, EncodeConfig

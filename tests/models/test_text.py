@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 from tests import hf
 from tests.tiny import model_config
 from vall_e.backbones import huggingface
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingParams
 from vall_e.models.text import TextModel
 from vall_e.nn.weights import WeightsError
 
-GREEDY = SamplingConfig(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 PROMPTS = [[5, 9, 33], [7, 8, 9, 10, 11, 12, 4], [60]]
 
 
@@ -92,8 +92,8 @@ def test_the_cache_changes_nothing(tmp_path: Path) -> None:
 def test_drawing_obeys_its_settings(tmp_path: Path) -> None:
     ours = TextModel.load(hf.save(hf.llama(eos_token_id=None), tmp_path / "llama"))
 
-    def text(**settings: float) -> list[list[int]]:
-        return ours.generate(PROMPTS, 12, SamplingConfig(**settings))
+    def text(seed: int = 0, **settings: float) -> list[list[int]]:
+        return ours.generate(PROMPTS, 12, SamplingParams(**settings), seed)
 
     assert text(temperature=1.0, seed=1) == text(temperature=1.0, seed=1) != text(temperature=1.0, seed=2)
     assert text(temperature=3.0, top_k=1) == text(temperature=0.0) == text(temperature=3.0, top_p=1e-6)

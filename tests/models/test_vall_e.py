@@ -11,8 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from tests.tiny import CODES, LEVELS, PHONES, build, model_config, of_task, overfit, rows, sample
-from vall_e.config import SamplingConfig
 from vall_e.data.makers import MAKERS
+from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS, ModelConfig
 from vall_e.models import losses
 from vall_e.models.checkpoint import VoiceConfig, VoiceError, load_model, save_model

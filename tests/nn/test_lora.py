@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.tiny import LEVELS, build, model_config, sample, train_config
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.family import LoraConfig
 from vall_e.generation.ar import decode
 from vall_e.models.checkpoint import VoiceError, load_adapters, save_adapters
@@ -180,7 +180,7 @@ def test_levels_train_apart_and_level_0_decodes_with_its_own() -> None:
         assert adapter.b.grad[1].abs().max() > 0 and adapter.b.grad[[0, 2]].abs().max() == 0
     model.eval()
     prompts = [sample(np.random.default_rng(0), 3, 4, 0)]
-    sampling = SamplingConfig(temperature=0.0, guidance=1.0, candidates=1)
+    sampling = SamplingConfig(ar={"temperature": 0.0}, guidance=1.0, candidates=1)
     want = decode(model, prompts, sampling, [0], [6])[0][0].codes
     for adapter in adapters(model).values():
         adapter.b.data[1:] += 1.0

@@ -16,7 +16,9 @@ from vall_e.config import Params, Section
 NAMES = ["ingest", "transcribe", "phonemize", "fit_codec", "encode", "similar", "train", "evaluate", "score", "report"]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 # Values are in params.yaml, unfinished work is keyed by its own content: neither shapes a result.
-NO_DEPENDENCY = {f"vall_e/{name}.py" for name in ("config", "family", "fields", "preparation", "corpus/work")}
+NO_DEPENDENCY = {
+    f"vall_e/{name}.py" for name in ("config", "decoding", "family", "fields", "preparation", "corpus/work")
+}
 # Parameters that change no result: how many processes work.
 NO_PARAMETER = {"encode.workers"}
 
@@ -112,7 +114,7 @@ def _stages_that_run_for(key: str) -> list[str]:
 @pytest.mark.parametrize(
     "key, first",
     [
-        ("sampling.temperature", "evaluate"),
+        ("sampling.ar.temperature", "evaluate"),
         ("evaluate.utterances", "evaluate"),
         ("score.dnsmos", "score"),
         ("report.title", "report"),

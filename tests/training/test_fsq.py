@@ -11,8 +11,9 @@ import torch
 from tests.codecs.small import Fsq
 from tests.corpus.test_encode import Corpus, tone
 from tests.tiny import model_config
-from vall_e.config import Params, SamplingConfig, TrainConfig
+from vall_e.config import Params, TrainConfig
 from vall_e.corpus.schema import SIMILAR, write_table
+from vall_e.decoding import SamplingConfig
 from vall_e.generation.speech import Request
 from vall_e.generation.synthesize import Voice
 from vall_e.text.tokenizer import Tokenizer

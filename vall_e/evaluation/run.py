@@ -16,8 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from vall_e import audio
-from vall_e.config import Params, SamplingConfig
+from vall_e.config import Params
 from vall_e.corpus.schema import RESULTS, write_table
+from vall_e.decoding import SamplingConfig
 from vall_e.evaluation.error_rates import Errors, char_errors, phone_errors, word_errors
 from vall_e.evaluation.intervals import bootstrap_ratio
 from vall_e.evaluation.items import Item, load_item

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 from vall_e.sampling.chain import RowNoise, guide, sample
@@ -99,7 +99,7 @@ class _Decoder:
         self.scores = torch.zeros(rows, device=device)
         self.frames = torch.zeros(rows, dtype=torch.int64, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.history = torch.full((rows, sampling.repetition_window), -1, dtype=torch.int64, device=device)
+        self.history = torch.full((rows, sampling.ar.repetition_window), -1, dtype=torch.int64, device=device)
         self.limits = torch.tensor(longest, device=device).repeat_interleave(self.count)
         self.out = torch.zeros(rows, self.shown, self.steps, dtype=torch.int64, device=device)
 
@@ -148,9 +148,9 @@ class _Decoder:
         log_p = logits.float().log_softmax(-1)
         conditioned, null = (log_p[:rows], log_p[rows:]) if self.guided else (log_p, None)
         guided = conditioned if null is None else guide(conditioned, null, sampling.guidance)
-        history = self.history if sampling.repetition_penalty != 1.0 else None
-        settings = {"temperature": sampling.temperature, "k": sampling.top_k, "p": sampling.top_p}
-        code = sample(guided, noise[:, 0], **settings, penalty=sampling.repetition_penalty, history=history)
+        history = self.history if sampling.ar.repetition_penalty != 1.0 else None
+        settings = {"temperature": sampling.ar.temperature, "k": sampling.ar.top_k, "p": sampling.ar.top_p}
+        code = sample(guided, noise[:, 0], **settings, penalty=sampling.ar.repetition_penalty, history=history)
         if null is not None:
             gain = (conditioned - null).gather(1, code[:, None])[:, 0]
             self.scores[self.live] += torch.where(self.done, 0.0, gain)

@@ -17,47 +17,41 @@ Phones = Callable[[Sequence[str]], list[list[str]]]  # texts → phones of each,
 
 INSIDE = 0.5  # a sentence that ends inside a piece, where the voice makes no pause of the right length
 _OPENERS, _CLOSERS = "\"'“‘«([{「『（【¿¡", "\"'”’»)\\]}」』）】"
-_TITLES = frozenset(
-    [
-        "mr",
-        "mrs",
-        "ms",
-        "mx",
-        "dr",
-        "prof",
-        "st",
-        "no",
-        "nr",
-        "nos",
-        "fig",
-        "vol",
-        "pp",
-        "ch",
-        "capt",
-        "col",
-        "gen",
-        "lt",
-        "sgt",
-        "rev",
-        "hon",
-        "vs",
-        "ca",
-        "approx",
-        "hr",
-        "fr",
-        "mme",
-        "mlle",
-        "sig",
-        "sra",
-        "bzw",
-        "vgl",
-        "evtl",
-        "inkl",
-        "zzgl",
-    ]
+_TITLES = frozenset(  # what stands before a name or a number
+    {
+        *[
+            "mr",
+            "mrs",
+            "ms",
+            "mx",
+            "dr",
+            "prof",
+            "st",
+            "no",
+            "nr",
+            "nos",
+            "fig",
+            "vol",
+            "pp",
+            "ch",
+            "capt",
+            "col",
+            "gen",
+            "lt",
+            "sgt",
+            "rev",
+            "hon",
+            "vs",
+            "ca",
+            "approx",
+        ]
+    }
+    | {*["hr", "fr", "mme", "mlle", "sig", "sra", "bzw", "vgl", "evtl", "inkl", "zzgl"]}
 )
 _MARK = re.compile(
-    rf"(?P<spaced>[.!?…:;,؟،؛।۔]+)[{_CLOSERS}]*(?=\s|$)|(?P<wide>[。！？．，、；：]+)[{_CLOSERS}]*|(?P<dash>\s[–—-]+(?=\s)|—)"
+    rf"(?P<spaced>[.!?…:;,؟،؛।۔]+)[{_CLOSERS}]*(?=\s|$)"
+    rf"|(?P<wide>[。！？．，、；：]+)[{_CLOSERS}]*"
+    r"|(?P<dash>\s[–—-]+(?=\s)|—)"
 )
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vall_e.config import DemaskConfig
+from vall_e.decoding import DemaskConfig
 from vall_e.family import by_order
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.generation.ar import decode
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
@@ -26,7 +26,7 @@ def predict_frames(model: VallE, prompts: Sequence[Sample], longest: Sequence[in
             found = model.duration(hidden[at, packed.response]).float().exp().round().long().tolist()
     else:
         rows = [replace(p, task="len", mode="ar", response=p.prompt[:, :0]) for p in prompts]
-        greedy = SamplingConfig(temperature=0.0, guidance=0.0, candidates=1)
+        greedy = SamplingConfig(ar={"temperature": 0.0}, guidance=0.0, candidates=1)
         spelt = decode(model, rows, greedy, [0] * len(rows), [MAX_DIGITS] * len(rows))
         found = [int("".join(map(str, c[0].codes[0].tolist())) or "0") for c in spelt]
     return [max(1, min(most, frames)) for frames, most in zip(found, longest, strict=True)]

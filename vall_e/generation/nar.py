@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.models.packing import IGNORE, Sample, pack
 from vall_e.models.vall_e import VallE
 from vall_e.sampling.chain import sample
@@ -26,7 +26,7 @@ def fill_levels(
     Args:
         prompts: samples whose text and prompt to use.
         first: level 0 of each, int64 [1, T].
-        sampling: ``nar_temperature`` 0 is greedy.
+        sampling: its ``nar``.
 
     Returns:
         codes int64 [L, T] of each.
@@ -50,5 +50,5 @@ def fill_levels(
             at = packed.target[i, level] != IGNORE
             logits = model.heads(model.heads.prepare(hidden[i, at]), level, []).float()
             draws = torch.empty(logits.shape).exponential_(generator=generators[i]).to(logits.device)
-            codes[level] = sample(logits, draws, temperature=sampling.nar_temperature).cpu().numpy()
+            codes[level] = sample(logits, draws, temperature=sampling.nar.temperature).cpu().numpy()
     return out

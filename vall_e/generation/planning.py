@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.generation.chunks import Chunk, Mark, cut, cut_phones
 from vall_e.generation.speech import Request, SpeechError
 

@@ -19,8 +19,6 @@ from vall_e.models.vall_e import VallE
 
 FAULT = 5.0  # nats a frame: any candidate without a fault is better than one with it
 
-Values = Callable[[Sequence[Candidate], Sample], list[tuple[float, ...]]]
-
 
 class RankError(ValueError):
     """Candidates cannot be ranked as was asked."""
@@ -68,10 +66,13 @@ class Ranker:
 
     Args:
         by: what decides; own values decide among equals.
-        samples: what is decoded, in order.
-        expected_faults: faults that the length of candidate c of sample i shows.
-        levels: candidates of sample i with all levels, int64 [L, T] each, of their first pass.
-        judged: errors in words of those codes, for sample i.
+        samples: what is decoded; they are told by their number.
+        faults: how much is wrong with the length of a candidate of a sample.
+        levels: codes int64 [L, T] of a sample's candidates, whose first pass made l of the levels.
+        judged: errors in words of such codes.
+
+    Attributes:
+        chosen: how good what was chosen for each sample is; the greater the better.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS
 from vall_e.generation.alignment import alignment_scores
 from vall_e.generation.ar import Candidate, decode

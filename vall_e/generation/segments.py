@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS
 from vall_e.generation.alignment import read_along
 from vall_e.generation.ar import Candidate

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.generation.ar import Candidate
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
@@ -66,7 +66,7 @@ class _Speculator:
         longest: Sequence[int],
     ) -> None:
         self.model, self.rules, steps = model, sampling.speculation, max(longest)
-        self.settings = {"temperature": sampling.temperature, "k": sampling.top_k, "p": sampling.top_p}
+        self.settings = {"temperature": sampling.ar.temperature, "k": sampling.ar.top_k, "p": sampling.ar.top_p}
         packed = pack(prompts, model.layout).to(model.device)
         rows, size = len(prompts), packed.symbol.shape[1] + steps + self.rules.draft + 1
         self.cache = model.backbone.new_cache(rows, size, model.dtype, model.device)

@@ -14,7 +14,7 @@ import torch
 
 from vall_e.audio import trim_and_level
 from vall_e.codecs.base import Codec, load_codec
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.generation.joining import join
 from vall_e.generation.planning import Piece, going_on, pause_after, plan
 from vall_e.generation.quality import UNSAID

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.family import LoraConfig, ModelConfig
 from vall_e.fields import PositiveFloat, PositiveInt, Section
 from vall_e.models.vall_e import VallE
@@ -24,7 +24,7 @@ from vall_e.nn.lora import adapter_state, load_adapter_state
 from vall_e.nn.weights import WeightsError, fill, read_tensors
 from vall_e.preparation import CodecConfig, EncodeConfig
 
-VERSION = 3
+VERSION = 4
 WHOLE = "config.json and model.safetensors must come from one training: copy the whole folder, or run the train stage"
 
 
@@ -41,7 +41,7 @@ class VoiceConfig(Section):
     ``max_seconds``).
     """
 
-    version: Literal[3] = VERSION
+    version: Literal[4] = VERSION
     model: ModelConfig
     levels: PositiveInt
     codes: PositiveInt
@@ -85,9 +85,19 @@ def _named_languages(raw: dict[str, Any]) -> dict[str, Any]:
     return raw | {"model": model}
 
 
+def _passes_apart(raw: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the autoregressive pass stood beside those of all passes."""
+    sampling = dict(raw.get("sampling") or {})
+    flat = ("temperature", "top_k", "top_p", "repetition_penalty", "repetition_window")
+    ar = {name: sampling.pop(name) for name in flat if name in sampling}
+    nar = {"temperature": sampling.pop("nar_temperature")} if "nar_temperature" in sampling else {}
+    return raw | {"sampling": sampling | {"ar": ar, "nar": nar}}
+
+
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {  # version → the next one's form
     1: _rope_section,
     2: _named_languages,
+    3: _passes_apart,
 }
 
 

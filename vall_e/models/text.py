@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vall_e.backbones import huggingface
 from vall_e.backbones.base import build_backbone
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingParams
 from vall_e.family import ModelConfig
 from vall_e.nn.cache import Cache
 from vall_e.nn.weights import fill
@@ -114,13 +114,14 @@ class TextModel(nn.Module):
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: SamplingConfig
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: SamplingParams, seed: int = 0
     ) -> list[list[int]]:
         """Go on from each prompt up to an end token or ``max_new_tokens``.
 
         Args:
             prompts: token ids, at least one each; they may be of different lengths.
-            sampling: its temperature, top_k, top_p, repetition settings (over what is new) and seed.
+            sampling: penalties look back over what is new.
+            seed: of everything drawn.
 
         Returns:
             the new ids of each prompt; an end token is among them.
@@ -135,7 +136,7 @@ class TextModel(nn.Module):
         ids = pad_sequence([torch.tensor(p, device=device) for p in prompts], batch_first=True)
         cache = self.backbone.new_cache(rows, ids.shape[1] + max_new_tokens, self.embedding.weight.dtype, device)
         last = self.hidden(ids, cache, lengths)[torch.arange(rows, device=device), lengths - 1]
-        streams = [(sampling.seed * 1_000_003 + row) % 2**63 for row in range(rows)]
+        streams = [(seed * 1_000_003 + row) % 2**63 for row in range(rows)]
         noise = RowNoise(streams, (self.embedding.num_embeddings,), device)
         history = torch.full((rows, sampling.repetition_window), -1, dtype=torch.int64, device=device)
         ends = torch.tensor(self._ends, dtype=torch.int64, device=device)
