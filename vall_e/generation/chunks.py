@@ -126,19 +126,21 @@ def cut_phones(phones: Sequence[str], longest: int) -> list[Chunk]:
 def marked(text: str) -> Iterator[tuple[str, Mark]]:
     """The clauses of a text with what they end with. Joined they are the text, but for the breaks of paragraphs.
 
-    A dot ends no sentence inside a number or a word, after a title or an initial, or before a small letter.
+    A dot ends no sentence inside a number or a word, after a title or an initial, or before a small letter (unless
+    the text has none but small letters).
     """
+    cased = any(c.isupper() for c in text)
     for paragraph in _PARAGRAPH.split(text.strip()):
         at = 0
         for found in _MARK.finditer(paragraph):
-            mark = _mark(paragraph, found)
+            mark = _mark(paragraph, found, cased)
             if mark is not None and found.end() < len(paragraph):
                 yield paragraph[at : found.end()], mark
                 at = found.end()
         yield paragraph[at:], Mark.PARAGRAPH
 
 
-def _mark(text: str, found: re.Match[str]) -> Mark | None:
+def _mark(text: str, found: re.Match[str], cased: bool) -> Mark | None:
     if found["dash"]:
         return Mark.CLAUSE
     if found["wide"]:
@@ -146,7 +148,7 @@ def _mark(text: str, found: re.Match[str]) -> Mark | None:
     signs = found["spaced"]
     if not set(signs) & set(".!?…؟।۔"):
         return Mark.CLAUSE
-    goes_on = text[found.end() :].lstrip().lstrip(_OPENERS)[:1].islower()
+    goes_on = cased and text[found.end() :].lstrip().lstrip(_OPENERS)[:1].islower()
     if signs == ".":
         before = text[: found.start()].split()[-1:] or [""]
         word = before[0].lstrip(_OPENERS)
@@ -164,10 +166,12 @@ def _counted(units: Sequence[_Unit], phones: Phones) -> list[_Unit]:
         if count:
             out.append(replace(unit, text=lead + unit.text, count=count))
             lead = ""
-        elif out:
+        elif out and out[-1].mark != Mark.PARAGRAPH:
             out[-1] = replace(out[-1], text=out[-1].text + unit.text, mark=max(out[-1].mark, unit.mark))
         else:
             lead += unit.text
+    if out and lead:
+        out[-1] = replace(out[-1], text=out[-1].text + lead)
     return out
 
 
