@@ -37,7 +37,7 @@ def make_voice(folder, kind: str = "ar-depth", seed: int = 0, kv_heads: int = 1)
         model=ModelConfig(kind=kind, dim=32, layers=2, heads=2, kv_heads=kv_heads, ff_dim=64, depth_dim=16),
         levels=codec.levels, codes=codec.codes, phones=len(tokenizer), codec=CodecConfig(), encode=EncodeConfig(),
         sampling=SamplingConfig(max_seconds=0.4, candidates=2), language="en-us", with_stress=True,
-        seconds_per_phone=0.1, prompt_seconds=1.0, response_phones=12,
+        seconds_per_phone=0.1, prompt_seconds=1.0, response_phones=17,
     )  # fmt: skip
     save_model(folder, config.build(), config)
     tokenizer.save(folder / "tokenizer.json")

@@ -95,6 +95,8 @@ def test_training_lowers_the_loss_and_leaves_a_voice_that_speaks(tmp_path: Path)
     voice = Voice.load(tmp_path / "models/voice", "cpu")
     prompt = 0.1 * np.random.default_rng(0).standard_normal(4000).astype(np.float32)
     speech = voice.speak_batch([Request(phones=["a", " ", "b"], prompt=prompt, seed=3)])[0]
+    assert voice.config.longest_text == 5  # three clips of a phone each, and the gaps between them
+    assert voice.config.model_copy(update={"response_phones": None}).longest_text > 5  # as older voices: max_seconds
     assert speech.wav.shape == (speech.frames * 160,)
     assert speech.codes.shape[0] == LEVELS
     assert np.isfinite(speech.wav).all()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vall_e.generation.segments import Spoken
     from vall_e.generation.synthesize import Voice
 
+COMMON = 0.7  # of the longest text of training: pieces of a longer one are of a size that was common there
 ATTEMPTS = 1000  # seeds between those of two segments
 
 
@@ -83,23 +84,29 @@ def plan(voice: Voice, index: int, request: Request, sampling: SamplingConfig) -
 
 
 def chunks_of(voice: Voice, request: Request, sampling: SamplingConfig) -> list[Chunk]:
-    """The segments in which a request is spoken: with rolling context there is room for it in what was trained on.
+    """The segments in which a request is spoken; with rolling context there is room for it in what was trained on.
 
     Raises:
         SpeechError: nothing to say.
     """
-    longest = voice.config.longest_text
-    if sampling.long_text.context == "rolling":
-        context = round(sampling.long_text.context_seconds / voice.config.seconds_per_phone)
-        longest = max(-(-longest // 2), longest - context)
     language = request.language or voice.config.language
-    if request.phones is not None:
-        found = cut_phones(request.phones, longest)
-    else:
-        found = cut(request.text, longest, lambda texts: voice.phones(texts, language))
+    longest = voice.config.longest_text
+    found = _cut(voice, request, language, longest)
+    if len(found) > 1:
+        common = max(1, int(COMMON * longest))
+        if sampling.long_text.context == "rolling":
+            context = round(sampling.long_text.context_seconds / voice.config.seconds_per_phone)
+            common = max(-(-common // 2), common - context)
+        found = _cut(voice, request, language, common)
     if not found:
         raise SpeechError(f"nothing to say in {request.text!r}: give some words")
     return found
+
+
+def _cut(voice: Voice, request: Request, language: str, longest: int) -> list[Chunk]:
+    if request.phones is not None:
+        return cut_phones(request.phones, longest)
+    return cut(request.text, longest, lambda texts: voice.phones(texts, language))
 
 
 def pause_after(mark: Mark, sampling: SamplingConfig) -> float:

@@ -192,8 +192,8 @@ class Speaker:
     ) -> tuple[tuple[str, ...], np.ndarray] | None:
         """The last whole words that fit into the context, with their codes int64 [L, T]."""
         most = round(self.sampling.long_text.context_seconds * self.rate)
-        for start in (i + 1 for i, phone in enumerate(phones) if phone == " "):
+        for start in (0, *(i + 1 for i, phone in enumerate(phones) if phone == " ")):
             at = int(np.searchsorted(np.maximum.accumulate(path), start))
             if 0 < codes.shape[1] - at <= most:
                 return tuple(phones[start:]), codes[:, at:]
-        return (tuple(phones), codes) if codes.shape[1] <= most else None
+        return None
