@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,7 +37,7 @@ def make_voice(folder, kind: str = "ar-depth", seed: int = 0, kv_heads: int = 1)
         model=ModelConfig(kind=kind, dim=32, layers=2, heads=2, kv_heads=kv_heads, ff_dim=64, depth_dim=16),
         levels=codec.levels, codes=codec.codes, phones=len(tokenizer), codec=CodecConfig(), encode=EncodeConfig(),
         sampling=SamplingConfig(max_seconds=0.4, candidates=2), language="en-us", with_stress=True,
-        seconds_per_phone=0.1, prompt_seconds=1.0,
+        seconds_per_phone=0.1, prompt_seconds=1.0, response_phones=17,
     )  # fmt: skip
     save_model(folder, config.build(), config)
     tokenizer.save(folder / "tokenizer.json")
@@ -115,6 +118,56 @@ def test_a_reference_without_a_voice_fails_the_job(voice, tmp_path, capsys):
     assert "silent" in capsys.readouterr().err and not (tmp_path / "out.wav").exists()
 
 
+LONG = "one two three, two one. three two one.\n\nthree two"
+
+
+def test_long_text_comes_from_a_file_or_the_standard_input_and_is_told_in_segments(
+    voice, reference, tmp_path, capsys, monkeypatch
+):
+    path, out = tmp_path / "text.txt", tmp_path / "out.wav"
+    path.write_text(LONG, encoding="utf-8-sig")
+    few = ("--model", voice, "--ref-audio", reference, "-o", out, "--retries", 0, "--json")
+    assert synth("--text-file", path, *few) == 0
+    result = json.loads(capsys.readouterr().out)
+    segments = result["segments"]
+    assert " ".join(s["text"] for s in segments).split() == LONG.split() and len(segments) > 2
+    assert set(segments[0]) == {"text", "start", "end", "finished"}
+    assert {"timings", "warnings", "sample_rate", "seconds", "frames"} <= set(result)
+    unfinished = [i for i, s in enumerate(segments, 1) if not s["finished"]]
+    assert all(any(f"segment {i} (" in w for w in result["warnings"]) for i in unfinished)
+    saved = out.read_bytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(LONG.encode())))
+    assert synth("--text-file", "-", *few) == 0
+    assert out.read_bytes() == saved
+    path.write_bytes(b"\xff\xfe\x00")
+    assert synth("--text-file", path, *few) == 2
+    assert "is not UTF-8 (byte 0)" in capsys.readouterr().err
+
+
+def test_raw_samples_go_to_the_standard_output(voice, reference, tmp_path, capfdbinary, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", os.fdopen(os.dup(1), "w"))
+    few = ("--model", voice, "--text", "one two", "--ref-audio", reference, "--seed", 3)
+    assert synth(*few, "-o", "-") == 0
+    printed = capfdbinary.readouterr()
+    assert b"s16le at 16000 Hz" in printed.err
+    monkeypatch.undo()
+    assert synth(*few, "-o", tmp_path / "out.wav") == 0
+    saved, _ = soundfile.read(tmp_path / "out.wav", dtype="int16")
+    np.testing.assert_array_equal(np.frombuffer(printed.out, dtype="<i2"), saved)
+
+
+def test_jobs_may_be_long_and_say_how_long(voice, reference, tmp_path, capsys):
+    jobs = write_jobs(
+        tmp_path,
+        {"id": "a", "text": LONG, "ref_audio": str(reference), "speed": 2},
+        {"id": "b", "text": "one", "ref_audio": str(reference), "duration": 0.2},
+        {"id": "c", "text": "one", "ref_audio": str(reference), "duration": 0.2, "speed": 2},
+    )
+    assert synth("--model", voice, "--batch", jobs, "--out-dir", tmp_path / "out") == 1
+    a, b, c = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert len(a["segments"]) > 2 and b["frames"] <= 13 and "both say how long" in c["error"]
+
+
 def test_the_newest_voice_is_taken_when_none_is_named(reference, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert synth("--text", "one", "--ref-audio", reference) == 2
@@ -131,6 +184,14 @@ def test_the_newest_voice_is_taken_when_none_is_named(reference, tmp_path, capsy
     (["--text", "a", "--batch", "b"], "not allowed with"),
     (["--text", "a"], "--text needs --ref-audio"),
     (["--text", " ", "--ref-audio", "x"], "--text is empty"),
+    (["--text", "a", "--text-file", "b"], "not allowed with"),
+    (["--text-file", "nothing.txt", "--ref-audio", "x"], "nothing.txt: No such file"),
+    (["--text-file", "empty.jsonl", "--ref-audio", "x"], "--text-file is empty"),
+    (["--text", "a", "--ref-audio", "x", "-o", "-", "--json"], "--json and -o - both write"),
+    (["--text", "a", "--ref-audio", "x", "--speed", "2", "--duration", "1"], "not allowed with"),
+    (["--batch", "b", "--out-dir", "d", "--speed", "2"], "--speed belongs to --text"),
+    (["--text", "a", "--ref-audio", "x", "--rank", "beauty"], "invalid choice"),
+    (["--text", "a", "--ref-audio", "x", "--weights", "int3"], "invalid choice"),
     (["--text", "a", "--ref-audio", "x", "--out-dir", "d"], "--out-dir belongs to --batch"),
     (["--batch", "b"], "--batch needs --out-dir"),
     (["--batch", "b", "--out-dir", "d", "--ref-text", "x"], "--ref-text belongs to --text"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,8 @@ import soundfile
 
 from vall_e.audio import AudioError
 from vall_e.decoding import SamplingConfig
-from vall_e.jobs import Job, JobError, Result, is_model, load_reference, newest_model, output_of, read_jobs, speak
+from vall_e.generation.speech import Audio, SpeechError, Timings, load_reference
+from vall_e.jobs import Job, JobError, Result, is_model, newest_model, output_of, read_jobs, speak
 
 
 def write_jobs(folder: Path, *lines) -> Path:
@@ -59,6 +59,7 @@ GOOD = {"id": "a", "text": "one", "ref_audio": "x.wav"}
     (GOOD | {"seed": True}, "a", "'seed' must be a whole number"),
     (GOOD | {"seed": -1}, "a", "'seed' must be between"),
     (GOOD | {"seed": 2**63}, "a", "'seed' must be between"),
+    (GOOD | {"speed": "fast"}, "a", "'speed' must be a number, found 'fast'"),
     (GOOD | {"id": "../a"}, "../a", "is not a file name inside"),
 ])  # fmt: skip
 def test_a_bad_line_becomes_an_error_that_says_why(tmp_path, line, name, reason):
@@ -113,9 +114,9 @@ def test_a_reference_of_any_format_and_rate(tmp_path, name, how):
 
 
 def test_references_in_which_no_voice_can_be_heard_are_refused(tmp_path):
-    with pytest.raises(JobError, match=r"short.wav: 0.10 s of reference are too short; give 0.2 s"):
+    with pytest.raises(SpeechError, match=r"short.wav: 0.10 s of reference are too short; give 0.2 s"):
         load_reference(tone(tmp_path / "short.wav", 0.1), 16_000)
-    with pytest.raises(JobError, match="silent"):
+    with pytest.raises(SpeechError, match="silent"):
         load_reference(tone(tmp_path / "silent.wav", level=0.0), 16_000)
     soundfile.write(tmp_path / "nan.wav", np.full(8_000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
     with pytest.raises(AudioError, match="NaN"):
@@ -139,9 +140,9 @@ class Parrot:
         if any(request.text == "bad" for request in requests):
             raise ValueError("text 'bad' has no phones")
         return [
-            SimpleNamespace(
-                wav=request.prompt, sample_rate=16_000, frames=25, seconds=0.5, compute_seconds=0.1,
-                warnings=[f"seed {request.seed}, {request.prompt_text}"],
+            Audio(
+                request.prompt, 16_000, np.zeros((2, 25), dtype=np.int64), 0.0, Timings(0.0, 0.0, 0.1, 0.0, 500.0), (),
+                [f"seed {request.seed}, {request.prompt_text}"],
             ) for request in requests
         ]  # fmt: skip
 
@@ -165,10 +166,11 @@ def test_every_job_has_its_result_in_order_and_bad_ones_stop_nobody(tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"j{i}.wav" for i in (0, 1, 5, 7, 8)]
     written, rate = soundfile.read(results[1].path)
     assert rate == 16_000 and np.abs(written - soundfile.read(reference)[0]).max() < 1e-3
-    assert results[0].warnings == ("seed 3, None",) and results[1].warnings == ("seed 5, hello",)
+    assert [r.as_dict()["warnings"] for r in results[:2]] == [["seed 3, None"], ["seed 5, hello"]]
     assert results[0].as_dict() == {
-        "id": "j0", "path": str(tmp_path / "out" / "j0.wav"), "seconds": 0.5, "frames": 25, "compute_seconds": 0.1,
-        "warnings": ["seed 3, None"],
+        "id": "j0", "path": str(tmp_path / "out" / "j0.wav"), "seconds": 0.5, "frames": 25, "sample_rate": 16_000,
+        "compute_seconds": 0.1, "segments": [], "warnings": ["seed 3, None"],
+        "timings": {"prepare": 0.0, "prefill": 0.0, "decode": 0.1, "codec": 0.0, "tokens_per_second": 500.0},
     }  # fmt: skip
     assert voice.sizes == [3, 1, 1, 1, 3, 1, 1, 1, 1]
 

@@ -150,7 +150,7 @@ def save_wav(path: str | Path, wav: np.ndarray, sample_rate: int) -> Path:
     Raises:
         ValueError: the waveform is not one-dimensional, or has NaN or infinite samples.
     """
-    return _save(path, wav, sample_rate, lambda wav: np.round(np.clip(wav, -1.0, 1.0) * 32767.0).astype(np.int16))
+    return _save(path, wav, sample_rate, to_pcm)
 
 
 def save_like(path: str | Path, wav: np.ndarray, source: str | Path) -> Path:
@@ -181,6 +181,11 @@ def _save(path: str | Path, wav: np.ndarray, sample_rate: int, coded: Callable[[
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def to_pcm(wav: np.ndarray) -> np.ndarray:
+    """``wav`` float [N], clipped to ±1, as int16 [N] (little endian)."""
+    return np.round(np.clip(wav, -1.0, 1.0) * 32767.0).astype("<i2")
 
 
 def resample(wav: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

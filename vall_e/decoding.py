@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
 
 NotNegative = Annotated[float, Field(ge=0.0)]
+Pause = Annotated[float, Field(ge=0.0, le=10.0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -134,6 +135,22 @@ class BeamConfig(Section):
     length_penalty: NotNegative = Field(1.0, description="hypotheses are ranked by log-probability / length^this")
 
 
+class LongTextConfig(Section):
+    """How a text that takes several segments is spoken.
+
+    Silent pauses in speech are brief (below 0.2 s), medium (up to 1 s) or long (Campione and Veronis 2002, on silent
+    pauses in five languages); clauses, sentences and paragraphs get one of each kind.
+    """
+
+    context: Literal["none", "rolling"] = Field(
+        "none", description="rolling: a segment goes on from the end of the one before; none: all at once, in a batch"
+    )
+    context_seconds: PositiveFloat = Field(1.5, description="rolling: how much of the segment before, at most")
+    clause_pause: Pause = Field(0.18, description="seconds between segments after a comma")
+    sentence_pause: Pause = Field(0.45, description="seconds after a sentence")
+    paragraph_pause: Pause = Field(1.0, description="seconds after a paragraph")
+
+
 class SamplingConfig(Section):
     """How codes are drawn."""
 
@@ -146,7 +163,16 @@ class SamplingConfig(Section):
     candidates: PositiveInt = Field(3, description="utterances drawn for each text, of which the best is kept")
     first: Literal["auto", "ar", "mask"] = Field("auto", description="ar+nar-len: how level 0 is drawn; auto is ar")
     demask: DemaskConfig = Field(DemaskConfig(), description="of kinds with masks")
-    max_seconds: PositiveFloat = Field(12.0, description="length cap of an utterance")
+    rank: Literal["auto", "alignment", "stt", "recogniser"] = Field(
+        "auto",
+        description="what the best candidate is chosen by: alignment and gain through the text, the voice's own stt "
+        "loss, or a recogniser's word errors; auto is alignment",
+    )
+    retries: Annotated[int, Field(ge=0, le=10)] = Field(
+        1, description="times that a segment with a fault is drawn anew; the best is kept"
+    )
+    max_seconds: PositiveFloat = Field(12.0, description="length cap of a segment")
+    long_text: LongTextConfig = Field(LongTextConfig(), description="of texts that take several segments")
     speculation: SpeculationConfig | None = Field(None, description="layers that draft frames; null: none")
     beam: BeamConfig | None = Field(None, description="search instead of drawing; null: draw")
     seed: int = Field(0, description="of everything that is drawn")

@@ -1,7 +1,7 @@
 """Speaking many texts: read jobs, check them, speak them in batches, one result each, whatever happens to the others.
 
 A job is a line of a JSON Lines file: ``{"id", "text", "ref_audio", "ref_text"?, "seed"?, "continue_ref"?,
-"language"?}``.
+"language"?, "duration"?, "speed"?}``. A text may be of any length.
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from vall_e.decoding import SamplingConfig
-    from vall_e.generation.synthesize import Request, Voice
+    from vall_e.generation.speech import Request
+    from vall_e.generation.synthesize import Voice
 
-MIN_REFERENCE_SECONDS = 0.2
-MIN_REFERENCE_PEAK = 1e-3
 REQUIRED = {"id": str, "text": str, "ref_audio": str}
-OPTIONAL = {"ref_text": str, "seed": int, "continue_ref": bool, "language": str}
-KINDS = {str: "text", int: "a whole number", bool: "true or false"}
+OPTIONAL = {"ref_text": str, "seed": int, "continue_ref": bool, "language": str, "duration": float, "speed": float}
+KINDS = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
 
 
 class JobError(ValueError):
@@ -39,6 +36,8 @@ class Job:
         output: wave file to write.
         continue_ref: go on from the recording (needs ``ref_text``) instead of only imitating its voice.
         language: espeak-ng's name of the text's language; None for the voice's own.
+        duration: seconds that the speech is to last; None lets the voice decide.
+        speed: how fast to speak, 1 for the voice's own pace.
     """
 
     id: str
@@ -49,27 +48,23 @@ class Job:
     seed: int | None = None
     continue_ref: bool = False
     language: str | None = None
+    duration: float | None = None
+    speed: float = 1.0
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job: a file with its seconds and frames, or an error."""
+    """What became of a job: a file and what ``Audio.as_dict`` tells of it, or an error."""
 
     id: str
     path: str | None = None
-    seconds: float = 0.0
-    frames: int = 0
-    compute_seconds: float = 0.0
-    warnings: tuple[str, ...] = field(default=())
+    facts: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         if self.error is not None:
             return {"id": self.id, "error": self.error}
-        return {
-            "id": self.id, "path": self.path, "seconds": round(self.seconds, 3), "frames": self.frames,
-            "compute_seconds": round(self.compute_seconds, 3), "warnings": list(self.warnings),
-        }  # fmt: skip
+        return {"id": self.id, "path": self.path, **self.facts}
 
 
 def read_jobs(path: Path, out_dir: Path) -> list[Job | Result]:
@@ -117,7 +112,8 @@ def _job(raw: Any, folder: Path, out_dir: Path) -> Job:
             continue
         if value is None:
             raise JobError(f"{key!r} is missing")
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise JobError(f"{key!r} must be {KINDS[kind]}, found {value!r}")
     if not raw["text"].strip():
         raise JobError("'text' is empty")
@@ -133,6 +129,8 @@ def _job(raw: Any, folder: Path, out_dir: Path) -> Job:
         raw.get("seed"),
         bool(raw.get("continue_ref")),
         raw.get("language"),
+        raw.get("duration"),
+        1.0 if raw.get("speed") is None else raw["speed"],
     )
 
 
@@ -152,24 +150,6 @@ def _find(reference: str, folder: Path) -> Path:
     path = Path(reference).expanduser()
     beside = folder / path
     return path if path.is_absolute() or not beside.exists() else beside
-
-
-def load_reference(path: Path, sample_rate: int) -> np.ndarray:
-    """A recording of a voice as float32 [N] at ``sample_rate``.
-
-    Raises:
-        AudioError: it cannot be read, is damaged, or has samples that are no numbers.
-        JobError: it is silent or too short to hear a voice in it.
-    """
-    from vall_e.audio import load
-
-    wav, _ = load(path, sample_rate)
-    seconds, peak = len(wav) / sample_rate, float(np.abs(wav).max())
-    if seconds < MIN_REFERENCE_SECONDS:
-        raise JobError(f"{path}: {seconds:.2f} s of reference are too short; give {MIN_REFERENCE_SECONDS} s or more")
-    if peak < MIN_REFERENCE_PEAK:
-        raise JobError(f"{path}: the reference is silent (peak {peak:.1e}); give a recording of a voice")
-    return wav
 
 
 def speak(
@@ -199,13 +179,13 @@ def speak(
 
 
 def _request(voice: Voice, job: Job, sampling: SamplingConfig) -> Request:
-    from vall_e.generation.synthesize import Request
+    from vall_e.generation.speech import Request, load_reference
 
     seed = sampling.seed if job.seed is None else job.seed
     prompt = load_reference(job.ref_audio, voice.sample_rate)
     return Request(
         text=job.text, prompt=prompt, prompt_text=job.ref_text or None, seed=seed, language=job.language,
-        continue_prompt=job.continue_ref,
+        continue_prompt=job.continue_ref, duration=job.duration, speed=job.speed,
     )  # fmt: skip
 
 
@@ -213,8 +193,6 @@ def _speak_together(
     voice: Voice, requests: list[tuple[Job, Request]], sampling: SamplingConfig
 ) -> Iterator[tuple[Job, Result]]:
     """One batch; when it fails, each of its jobs alone, so that one bad job does not stop the others."""
-    from vall_e.audio import save_wav
-
     if not requests:
         return
     try:
@@ -229,18 +207,7 @@ def _speak_together(
         return
     for (job, _), speech in zip(requests, speeches, strict=True):
         try:
-            save_wav(job.output, speech.wav, speech.sample_rate)
-            yield (
-                job,
-                Result(
-                    job.id,
-                    str(job.output),
-                    speech.seconds,
-                    speech.frames,
-                    speech.compute_seconds,
-                    tuple(speech.warnings),
-                ),
-            )
+            yield job, Result(job.id, str(speech.save(job.output)), speech.as_dict())
         except (OSError, ValueError) as error:
             yield job, Result(job.id, error=str(error))
 

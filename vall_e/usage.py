@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from vall_e.decoding import SamplingConfig
 
 MODELS = Path("models")
-GENERAL = ("guidance", "guidance_rescale", "candidates", "max_seconds")  # of ``SamplingConfig``, beside ar and nar
+GENERAL = (
+    "guidance",
+    "guidance_rescale",
+    "candidates",
+    "rank",
+    "retries",
+    "max_seconds",
+)  # of ``SamplingConfig``, beside ar and nar
 
 
 class UsageError(Exception):
@@ -34,10 +41,11 @@ def voice_folder(given: Path | None) -> Path:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Options for all settings of ``sampling.ar`` (with and without ``ar-``) and ``sampling.nar``, and the others."""
+    """Options for the settings of ``sampling.ar`` (with and without ``ar-``), ``nar``, ``long_text`` and the others."""
     groups = {
         "ar": parser.add_argument_group("drawing", "each by default as the voice has it"),
         "nar": parser.add_argument_group("drawing the levels above, where a pass of its own adds them"),
+        "long_text": parser.add_argument_group("long texts"),
     }
     for key, field in _settings():
         section, _, name = key.rpartition(".")
@@ -78,11 +86,12 @@ def sampling_of(given: dict[str, Any], base: SamplingConfig | None = None) -> Sa
 
 def _settings() -> Iterator[tuple[str, Any]]:
     """Keys and pydantic's fields of all settings that are options."""
-    from vall_e.decoding import LevelParams, SamplingConfig, SamplingParams
+    from vall_e.decoding import LevelParams, LongTextConfig, SamplingConfig, SamplingParams
 
     yield from ((f"ar.{name}", field) for name, field in SamplingParams.model_fields.items())
     yield from ((name, SamplingConfig.model_fields[name]) for name in GENERAL)
     yield from ((f"nar.{name}", field) for name, field in LevelParams.model_fields.items())
+    yield from ((f"long_text.{name}", field) for name, field in LongTextConfig.model_fields.items())
 
 
 def _form(annotation: Any) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
 
 if find_spec("vall_e.generation.engine"):
-    from vall_e.generation.engine import Engine
-
     from vall_e.generation.ar import decode
+    from vall_e.generation.engine import Engine
 else:
     from benchmarks.decode.standin import Engine, decode
 if find_spec("vall_e.nn.formats"):

@@ -14,7 +14,8 @@ from tests.tiny import model_config
 from vall_e.config import Params, TrainConfig
 from vall_e.corpus.schema import SIMILAR, write_table
 from vall_e.decoding import SamplingConfig
-from vall_e.generation.synthesize import Request, Voice
+from vall_e.generation.speech import Request
+from vall_e.generation.synthesize import Voice
 from vall_e.text.tokenizer import Tokenizer
 from vall_e.training.run import train
 
@@ -60,13 +61,13 @@ def test_a_voice_of_a_codec_without_order_trains_and_speaks(kind: str, root: Pat
     run(root, tmp_path, kind)
     voice = Voice.load(tmp_path / "voice", "cpu")
     assert voice.config.residual is False and voice.model.layout.residual is False
-    speech = voice.speak(Request(phones=["w", "ʌ", "n"], prompt=tone(0.3, 8000), seed=1))
+    speech = voice.speak_batch([Request(phones=["w", "ʌ", "n"], prompt=tone(0.3, 8000), seed=1)])[0]
     assert speech.codes.shape[0] == Fsq.levels and speech.codes.max(initial=0) < Fsq.codes
     assert speech.wav.shape == (speech.frames * Fsq.hop,) and np.isfinite(speech.wav).all()
     if kind == "v2-nar":
         ordered = SAMPLING.model_copy(update={"demask": SAMPLING.demask.model_copy(update={"order": "level"})})
         with pytest.raises(ValueError, match=r"demask\.order level goes by the order .* \(FSQ\): take free"):
-            voice.speak(Request(phones=["w"], prompt=tone(0.3, 8000)), ordered)
+            voice.speak_batch([Request(phones=["w"], prompt=tone(0.3, 8000))], ordered)
 
 
 @pytest.mark.parametrize(("kind", "settings", "reason"), [

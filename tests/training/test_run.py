@@ -21,7 +21,8 @@ from vall_e.config import JoinConfig, Params, TrainConfig
 from vall_e.corpus.encode import codec_facts
 from vall_e.corpus.schema import CODES as CODES_SCHEMA
 from vall_e.corpus.schema import SIMILAR, write_table
-from vall_e.generation.synthesize import Request, SpeechError, Voice
+from vall_e.generation.speech import Request, SpeechError
+from vall_e.generation.synthesize import Voice
 from vall_e.preparation import EncodeConfig, MelCodecConfig
 from vall_e.text.tokenizer import Tokenizer, UnknownPhoneError
 from vall_e.training.module import rate_factor
@@ -93,7 +94,9 @@ def test_training_lowers_the_loss_and_leaves_a_voice_that_speaks(tmp_path: Path)
     assert not list((tmp_path / ".work").glob("train-*"))
     voice = Voice.load(tmp_path / "models/voice", "cpu")
     prompt = 0.1 * np.random.default_rng(0).standard_normal(4000).astype(np.float32)
-    speech = voice.speak(Request(phones=["a", " ", "b"], prompt=prompt, seed=3))
+    speech = voice.speak_batch([Request(phones=["a", " ", "b"], prompt=prompt, seed=3)])[0]
+    assert voice.config.longest_text == 5  # three clips of a phone each, and the gaps between them
+    assert voice.config.model_copy(update={"response_phones": None}).longest_text > 5  # as older voices: max_seconds
     assert speech.wav.shape == (speech.frames * 160,)
     assert speech.codes.shape[0] == LEVELS
     assert np.isfinite(speech.wav).all()
@@ -102,13 +105,13 @@ def test_training_lowers_the_loss_and_leaves_a_voice_that_speaks(tmp_path: Path)
     )
     np.testing.assert_array_equal(again[1].codes, speech.codes)
     with pytest.raises(SpeechError, match="nothing to say"):
-        voice.speak(Request(text="", prompt=prompt))
+        voice.speak("", (prompt, 8000))
     with pytest.raises(SpeechError, match="no sound"):
-        voice.speak(Request(phones=["a"], prompt=np.zeros(8000, np.float32)))
+        voice.speak_batch([Request(phones=["a"], prompt=np.zeros(8000, np.float32))])
     with pytest.raises(UnknownPhoneError, match="x"):
-        voice.speak(Request(phones=["x"], prompt=prompt))
+        voice.speak_batch([Request(phones=["x"], prompt=prompt)])[0]
     with pytest.raises(SpeechError, match="--ref-text"):
-        voice.speak(Request(phones=["a"], prompt=prompt, continue_prompt=True))
+        voice.speak_batch([Request(phones=["a"], prompt=prompt, continue_prompt=True)])[0]
 
 
 PLAIN = {"guidance": 0.0, "candidates": 1}
@@ -136,7 +139,7 @@ def test_the_family_is_trained_by_one_stage_and_spoken_with_by_one_voice(
     prompt = 0.1 * np.random.default_rng(0).standard_normal(4000).astype(np.float32)
     one, two = voice.speak_batch([Request(phones=[phone], prompt=prompt, seed=3) for phone in "ab"])
     assert one.frames > 0 and one.codes.shape == (LEVELS, one.frames) and np.isfinite(two.wav).all()
-    np.testing.assert_array_equal(voice.speak(Request(phones=["b"], prompt=prompt, seed=3)).codes, two.codes)
+    np.testing.assert_array_equal(voice.speak_batch([Request(phones=["b"], prompt=prompt, seed=3)])[0].codes, two.codes)
     if "init_from" in train:  # the voice behind the adapters is the one that it was before
         before, after = (load_file(tmp_path / "models" / name / "model.safetensors") for name in ("base", "voice"))
         kept = {name.replace(".base.", "."): tensor for name, tensor in after.items()}

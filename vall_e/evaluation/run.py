@@ -104,7 +104,7 @@ def _make_waves(
 
 def _speak(voice: Any, items: Sequence[Item], sampling: SamplingConfig) -> list[Any]:
     """Speeches of ``items``. One that cannot be spoken (a sound that the model never saw) is silence with a warning."""
-    from vall_e.generation.synthesize import Request
+    from vall_e.generation.speech import Request
 
     requests = [
         Request(text=i.text, prompt=i.prompt, prompt_text=i.prompt_text, seed=i.seed, language=i.language)

@@ -14,6 +14,7 @@ from vall_e.models.packing import Place, Sample, pack
 from vall_e.models.vall_e import VallE
 
 IMPOSSIBLE = -1e4  # nats: fewer frames than phones
+JUMP = 12.0  # nats: odds of 160,000 to 1 that the speech did not simply go on
 
 
 def alignment_scores(model: VallE, samples: Sequence[Sample]) -> list[float]:
@@ -26,16 +27,21 @@ def alignment_scores(model: VallE, samples: Sequence[Sample]) -> list[float]:
     Returns:
         per row the mean over frames of log p on the best monotonic path, in nats a frame.
     """
+    return [best_path(log_p) / len(log_p) for log_p in _log_p(model, samples)]
+
+
+def _log_p(model: VallE, samples: Sequence[Sample]) -> list[np.ndarray]:
+    """Per row log p [T + 1, S + 1] of the phones, and behind them the text's end, in the frames and at the stop."""
     with torch.inference_mode():
         packed = pack(samples, model.layout).to(model.device)
         log_p = model.align(packed).cpu().numpy()
-    scores = []
+    found = []
     first_phone = 1 + (packed.segment == Place.TEXT).int().argmax(1)  # behind bos
     starts = zip(packed.response.tolist(), first_phone.tolist(), strict=True)
     for row, sample, (start, text) in zip(log_p, samples, starts, strict=True):
         frames, phones = sample.response.shape[1], len(sample.text)
-        scores.append(best_path(row[start : start + frames + 1, text : text + phones + 1]) / (frames + 1))
-    return scores
+        found.append(row[start : start + frames + 1, text : text + phones + 1])
+    return found
 
 
 def best_path(log_p: np.ndarray) -> float:
@@ -52,3 +58,34 @@ def best_path(log_p: np.ndarray) -> float:
         best[1:] = np.maximum(best[1:], best[:-1])
         best += row
     return float(best[-1])
+
+
+def read_along(model: VallE, samples: Sequence[Sample]) -> list[np.ndarray]:
+    """Which phone each response frame says, int64 [T] per row, by the likeliest way through the text (``trace``)."""
+    return [trace(log_p[:-1, :-1]) for log_p in _log_p(model, samples)]
+
+
+def trace(log_p: np.ndarray, jump: float = JUMP) -> np.ndarray:
+    """The likeliest slot of each frame, int64 [T], by log p [T, S]: a frame stays or goes on by one for nothing.
+
+    To begin elsewhere than in front, to leave something out or to go back costs ``jump`` nats, so that it takes the
+    evidence of several frames; the way may end anywhere.
+    """
+    frames, slots = log_p.shape
+    came = np.zeros((frames, slots), dtype=np.int64)
+    best = log_p[0] - jump
+    best[0] += jump
+    own = np.arange(slots)
+    for frame in range(1, frames):
+        top = int(best.argmax())
+        score, origin = best.copy(), own.copy()
+        ahead = np.flatnonzero(best[:-1] > score[1:]) + 1
+        score[ahead], origin[ahead] = best[ahead - 1], ahead - 1
+        leapt = best[top] - jump > score
+        score[leapt], origin[leapt] = best[top] - jump, top
+        came[frame], best = origin, score + log_p[frame]
+    path = np.zeros(frames, dtype=np.int64)
+    path[-1] = best.argmax()
+    for frame in range(frames - 1, 0, -1):
+        path[frame - 1] = came[frame, path[frame]]
+    return path

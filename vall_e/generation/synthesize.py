@@ -1,14 +1,13 @@
-"""Text and a reference recording to speech.
+"""Text and a reference recording to speech: ``Voice``, the public interface.
 
-Dimensions: N samples, L levels, T frames.
+Dimensions: N samples, L levels, T frames, P prompt frames, S phones.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,99 +15,78 @@ import torch
 from vall_e.audio import trim_and_level
 from vall_e.codecs.base import Codec, load_codec
 from vall_e.decoding import SamplingConfig
-from vall_e.generation.ar import Candidate
-from vall_e.generation.respond import NoFirstLevelError, respond
+from vall_e.generation.joining import join
+from vall_e.generation.planning import Piece, going_on, pause_after, plan
+from vall_e.generation.quality import UNSAID
+from vall_e.generation.ranking import Judge, RankError
+from vall_e.generation.respond import NoFirstLevelError
+from vall_e.generation.segments import Clock, Speaker, Spoken
+from vall_e.generation.speech import Audio, Reference, Request, Segment, SpeechError, Timings, load_reference
 from vall_e.models.checkpoint import VoiceConfig, load_model
-from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
 from vall_e.text.normalize import normalize
 from vall_e.text.phonemes import phonemize
 from vall_e.text.tokenizer import Tokenizer
 
-LONGEST = 3.0  # a response may last this many times what its phones take on average, and a second
-UNFINISHED = 5.0  # nats a frame: any candidate that stopped by itself is better than one that did not
 STRESS = "ˈˌ"
-TOO_SHORT = 0.35  # of what its phones take on average
-
-
-class SpeechError(ValueError):
-    """A request that cannot be spoken: nothing to say, or a reference that holds no voice."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Something to say.
-
-    Attributes:
-        text: in the voice's language; ignored where ``phones`` are given.
-        prompt: float32 [N] at the voice's sample rate, the speaker to imitate; None for a voice of the model's own.
-        prompt_text: what the prompt says. With it and ``continue_prompt`` the model goes on from the prompt
-            (VALL-E's continual mode, 2301.02111, section 4.3) instead of only imitating its voice.
-        seed: of everything drawn for this request; the same in any batch.
-        language: espeak-ng language; None takes the voice's own.
-        phones: instead of text.
-        continue_prompt: see ``prompt_text``.
-    """
-
-    text: str = ""
-    prompt: np.ndarray | None = None
-    prompt_text: str | None = None
-    seed: int = 0
-    language: str | None = None
-    phones: Sequence[str] | None = None
-    continue_prompt: bool = False
-
-
-@dataclass(frozen=True)
-class Speech:
-    """What was said.
-
-    Attributes:
-        wav: float32 [N].
-        codes: int64 [L, T].
-        seconds: duration.
-        compute_seconds: this request's share of the time its batch took.
-        score: of the candidate that was kept; see ``Candidate``.
-        warnings: what a listener should know, empty if all went well.
-    """
-
-    wav: np.ndarray
-    sample_rate: int
-    codes: np.ndarray
-    seconds: float
-    compute_seconds: float
-    score: float
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def frames(self) -> int:
-        return self.codes.shape[1]
+TOGETHER = 16  # segments in a batch, if there are not more requests
+OFF_DURATION = 0.15  # share by which the speech may miss the duration that was asked for without a warning
+Weights = Literal["float32", "bfloat16", "float16"]
 
 
 class Voice:
     """A trained model with its tokenizer and codec.
 
+    >>> from vall_e import Voice
+    >>> voice = Voice.load("models/voice")
+    >>> audio = voice.speak("one two three", "reference.wav", seed=7)
+    >>> audio.sample_rate, audio.segments[0].text, audio.warnings
+    (16000, 'one two three', [])
+    >>> audio.save("speech.wav").name
+    'speech.wav'
+
     Args:
         model, config, tokenizer, codec: as ``load`` reads them.
+        judge: a recogniser, for ``sampling.rank: recogniser`` (``vall_e.evaluation.judge``).
     """
 
-    def __init__(self, model: VallE, config: VoiceConfig, tokenizer: Tokenizer, codec: Codec) -> None:
-        self.model, self.config, self.tokenizer, self.codec = model, config, tokenizer, codec
+    def __init__(
+        self, model: VallE, config: VoiceConfig, tokenizer: Tokenizer, codec: Codec, judge: Judge | None = None
+    ) -> None:
+        self.model, self.config, self.tokenizer, self.codec, self.judge = model, config, tokenizer, codec, judge
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "auto", attention: str | None = None) -> Voice:
-        """Read the folder that the train stage wrote; ``attention`` as in ``load_model``.
+    def load(
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        attention: str | None = None,
+        *,
+        weights: Weights = "float32",
+        judge: Judge | None = None,
+    ) -> Voice:
+        """Read the folder that the train stage wrote.
+
+        Args:
+            device: a torch device; ``auto`` is CUDA where there is one.
+            attention: as in ``load_model``.
+            weights: how they are kept and computed with; 16 bits halve what is read for each frame.
+            judge: see the class.
 
         Raises:
             FileNotFoundError: a file is missing.
             VoiceError: the folder is damaged.
+            ValueError: no such format of weights.
         """
+        if weights not in get_args(Weights):
+            raise ValueError(f"weights are {', '.join(get_args(Weights))}, not {weights!r}")
         folder = Path(folder)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, config = load_model(folder, device, attention)
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
-        return cls(model, config, tokenizer, load_codec(config.codec, folder / "codec", device))
+        codec = load_codec(config.codec, folder / "codec", device)
+        return cls(model.to(getattr(torch, weights)), config, tokenizer, codec, judge)
 
     @property
     def sample_rate(self) -> int:
@@ -118,21 +96,54 @@ class Voice:
     def device(self) -> torch.device:
         return self.model.device
 
-    def speak(self, request: Request, sampling: SamplingConfig | None = None) -> Speech:
-        """One request; see ``speak_batch``."""
-        return self.speak_batch([request], sampling)[0]
+    def speak(
+        self,
+        text: str,
+        prompt: Reference | None = None,
+        *,
+        prompt_text: str | None = None,
+        continue_prompt: bool = False,
+        seed: int | None = None,
+        language: str | None = None,
+        duration: float | None = None,
+        speed: float = 1.0,
+        sampling: SamplingConfig | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Audio:
+        """Say ``text`` in the voice of ``prompt``.
+
+        Args:
+            text: of any length; a long one is spoken in segments (``sampling.long_text``).
+            prompt: a recording of the voice: a file, or samples float [N] and their rate in Hz; None for a voice of
+                the model's own.
+            prompt_text, continue_prompt, language, duration, speed: see ``Request``.
+            seed: by default that of ``sampling``.
+            sampling: by default the voice's own settings.
+            progress: called with the share that is done, 0 to 1.
+
+        Raises:
+            SpeechError: no words, or a prompt without sound.
+            AudioError: the prompt's file cannot be read.
+            UnknownPhoneError: the text has sounds that the model never saw.
+        """
+        sampling = sampling or self.config.sampling
+        request = Request(
+            text, None if prompt is None else load_reference(prompt, self.sample_rate), prompt_text,
+            sampling.seed if seed is None else seed, language, None, continue_prompt, duration, speed,
+        )  # fmt: skip
+        return self.speak_batch([request], sampling, progress)[0]
 
     def speak_batch(
         self,
         requests: Sequence[Request],
         sampling: SamplingConfig | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Speech]:
-        """Speak all requests in one batch.
+        progress: Callable[[float], None] | None = None,
+    ) -> list[Audio]:
+        """Speak all requests in batches; each says the same as it would alone.
 
         Args:
             sampling: by default the voice's own settings.
-            progress: called with (frames so far, rows still speaking).
+            progress: called with the share that is done, 0 to 1.
 
         Raises:
             SpeechError: a request has no words, or its prompt no sound.
@@ -140,18 +151,18 @@ class Voice:
         """
         if not requests:
             return []
-        started = time.perf_counter()
-        sampling = sampling or self.config.sampling
-        samples, limits, notes = self._samples(requests, sampling)
-        seeds = [request.seed for request in requests]
+        sampling, clock = sampling or self.config.sampling, Clock()
+        with clock.on("prepare"):
+            plans = [plan(self, i, request, sampling) for i, request in enumerate(requests)]
+        pieces, notes = [p for p, _ in plans], [n for _, n in plans]
         try:
-            found = respond(self.model, samples, sampling, seeds, limits, self._best, progress)
-        except NoFirstLevelError as error:
+            spoken = self._speak_all(pieces, sampling, clock, progress)
+        except (NoFirstLevelError, RankError) as error:
             raise SpeechError(str(error)) from None
-        chosen, codes = [candidate for candidate, _ in found], [codes for _, codes in found]
-        waves = [self._decode(c) for c in codes]
-        share = (time.perf_counter() - started) / len(requests)
-        return [self._speech(*row, share) for row in zip(chosen, codes, waves, samples, limits, notes, strict=True)]
+        return [
+            self._audio(request, mine, heard, note, sampling, clock, len(requests))
+            for request, mine, heard, note in zip(requests, pieces, spoken, notes, strict=True)
+        ]
 
     def prompt_codes(self, wav: np.ndarray) -> tuple[np.ndarray, list[str]]:
         """Codes int64 [L, P] of a reference float32 [N] at the voice's rate, and warnings.
@@ -174,90 +185,88 @@ class Voice:
             codes = codes[:, :longest]
         return codes.astype(np.int64), warnings
 
-    def _samples(
-        self, requests: Sequence[Request], sampling: SamplingConfig
-    ) -> tuple[list[Sample], list[int], list[list[str]]]:
-        """What to decode from, the frames each may take, and warnings."""
-        spoken = self._phones(requests)
-        samples, limits, notes = [], [], []
-        empty = np.zeros((self.config.levels, 0), dtype=np.int64)
-        for request, phones in zip(requests, spoken, strict=True):
-            prompt, warnings = (empty, []) if request.prompt is None else self.prompt_codes(request.prompt)
-            text, prefix = self._ids(phones), empty
-            if request.continue_prompt:
-                if not request.prompt_text or request.prompt is None:
-                    raise SpeechError("continuing the reference needs its recording and its text (--ref-text)")
-                before = self._phones([replace(request, text=request.prompt_text, phones=None)])[0]
-                text = self._ids([*before, " ", *phones])
-                prefix = prompt
-            expected = len(phones) * self.config.seconds_per_phone
-            limit = min(sampling.max_seconds, 1.0 + LONGEST * expected)
-            samples.append(Sample(text, prompt, prefix, language=self._language_id(request)))
-            limits.append(max(1, round(limit * self.codec.frame_rate)))
-            notes.append(warnings)
-        return samples, limits, notes
+    def phones(self, texts: Sequence[str], language: str) -> list[list[str]]:
+        """Phones of each text, as the model was trained on them."""
+        said = [normalize(text, language) for text in texts]
+        return phonemize(said, language, self.config.with_stress, self.config.words_apart)
 
-    def _language_id(self, request: Request) -> int:
-        try:
-            return self.config.model.language_id(request.language or self.config.language)
-        except ValueError as error:
-            raise SpeechError(str(error)) from None
-
-    def _ids(self, phones: Sequence[str]) -> np.ndarray:
+    def ids(self, phones: Sequence[str]) -> np.ndarray:
         """Token ids int64 [S]; a phone never seen with its stress mark is read without it, or with another one."""
         known = set(self.tokenizer.phones)
         plain = {phone.lstrip(STRESS): phone for phone in sorted(known, reverse=True)}
         read = [phone if phone in known else plain.get(phone.lstrip(STRESS), phone) for phone in phones]
         return np.array(self.tokenizer.encode(read), dtype=np.int64)
 
-    def _phones(self, requests: Sequence[Request]) -> list[list[str]]:
-        out: list[list[str]] = []
-        for request in requests:
-            if request.phones is not None:
-                phones = list(request.phones)
-            else:
-                language = request.language or self.config.language
-                text = normalize(request.text, language)
-                phones = (
-                    phonemize([text], language, self.config.with_stress, self.config.words_apart)[0] if text else []
-                )
-            if not any(phone.strip() for phone in phones):
-                raise SpeechError(f"nothing to say in {request.text!r}: give some words")
-            out.append(phones)
-        return out
+    def language_id(self, language: str) -> int:
+        """Of an espeak-ng language. Raises SpeechError for one that the voice does not know."""
+        try:
+            return self.config.model.language_id(language)
+        except ValueError as error:
+            raise SpeechError(str(error)) from None
 
-    def _expected_frames(self, sample: Sample) -> float:
-        return len(sample.text) * self.config.seconds_per_phone * self.codec.frame_rate - sample.response.shape[1]
-
-    def _best(self, candidates: Sequence[Candidate], sample: Sample) -> Candidate:
-        def rank(candidate: Candidate) -> float:
-            short = candidate.codes.shape[1] < TOO_SHORT * self._expected_frames(sample)
-            return candidate.alignment + candidate.score - UNFINISHED * (not candidate.finished) - UNFINISHED * short
-
-        return max(candidates, key=rank)
-
-    def _decode(self, codes: np.ndarray) -> np.ndarray:
+    def to_wave(self, codes: np.ndarray) -> np.ndarray:
+        """Codes int64 [L, T] → float32 [N]."""
         if codes.shape[1] == 0:
             return np.zeros(0, dtype=np.float32)
         with torch.inference_mode():
             return self.codec.decode(torch.from_numpy(codes)[None].to(self.device))[0, 0].float().cpu().numpy()
 
-    def _speech(
+    def _speak_all(
         self,
-        best: Candidate,
-        codes: np.ndarray,
-        wav: np.ndarray,
-        sample: Sample,
-        limit: int,
+        requests: Sequence[Sequence[Piece]],
+        sampling: SamplingConfig,
+        clock: Clock,
+        progress: Callable[[float], None] | None,
+    ) -> list[list[Spoken]]:
+        """The segments of all requests: all at once, or with rolling context the first ones, then the second ones."""
+        heard: list[list[Spoken]] = [[] for _ in requests]
+        if sampling.long_text.context == "rolling":
+            longest = max(len(pieces) for pieces in requests)
+            rounds = [[pieces[at] for pieces in requests if at < len(pieces)] for at in range(longest)]
+        else:
+            rounds = [[piece for pieces in requests for piece in pieces]]
+        size = max(TOGETHER, len(requests))
+        batches = [part[start : start + size] for part in rounds for start in range(0, len(part), size)]
+        for number, batch in enumerate(batches):
+
+            def tell(share: float, number: int = number) -> None:
+                if progress is not None:
+                    progress((number + share) / len(batches))
+
+            speaker = Speaker(self, sampling, clock, tell)
+            if sampling.long_text.context == "rolling":
+                batch = [going_on(piece, heard[piece.request]) for piece in batch]
+            for piece, spoken in zip(batch, speaker.speak(batch), strict=True):
+                heard[piece.request].append(spoken)
+            tell(1.0)
+        return heard
+
+    def _audio(
+        self,
+        request: Request,
+        pieces: Sequence[Piece],
+        spoken: Sequence[Spoken],
         notes: Sequence[str],
-        share: float,
-    ) -> Speech:
-        warnings = list(notes)
-        if not best.finished:
-            warnings.append(f"cut off after {limit / self.codec.frame_rate:.1f} s: the model did not stop by itself")
-        if codes.shape[1] == 0:
-            warnings.append("the model stopped at once: no audio")
-        elif codes.shape[1] < TOO_SHORT * self._expected_frames(sample):
-            warnings.append("much shorter than the text: words may be missing")
-        seconds = codes.shape[1] / self.codec.frame_rate
-        return Speech(wav, self.sample_rate, codes, seconds, share, best.score, warnings)
+        sampling: SamplingConfig,
+        clock: Clock,
+        requests: int,
+    ) -> Audio:
+        with clock.on("codec"):
+            pauses = [pause_after(piece.chunk.mark, sampling) for piece in pieces[:-1]]
+            wav, places = join([s.wav for s in spoken], pauses, self.sample_rate)
+        warnings, segments = list(notes), []
+        for number, (piece, said, (start, end)) in enumerate(zip(pieces, spoken, places, strict=True), 1):
+            where = f"segment {number} ({piece.chunk.text!r}): " if len(pieces) > 1 else ""
+            warnings += [where + fault.message for fault in said.faults]
+            whole = not any(fault.kind in UNSAID for fault in said.faults)
+            segments.append(Segment(piece.chunk.text, start / self.sample_rate, end / self.sample_rate, whole))
+        wanted, seconds = sum(p.seconds for p in pieces) + sum(pauses), len(wav) / self.sample_rate
+        if pieces[0].timed and abs(seconds - wanted) > OFF_DURATION * wanted:
+            warnings.append(f"{seconds:.2f} s, where {wanted:.2f} s were asked for")
+        codes = np.concatenate([s.codes for s in spoken], axis=1)
+        spent = {name: seconds / requests for name, seconds in clock.spent.items()}
+        prefill, decode = spent.get("prefill", 0.0), spent["decode"]
+        pace = codes.size / max(prefill + decode, 1e-9)
+        timings = Timings(spent["prepare"], prefill, decode, spent["codec"], pace)
+        score = float(np.mean([s.score for s in spoken]))
+        return Audio(wav, self.sample_rate, codes, score, timings, tuple(segments), warnings)

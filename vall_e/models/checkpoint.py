@@ -36,7 +36,9 @@ class VoiceConfig(Section):
     """All that is needed to build and use a trained voice.
 
     ``residual`` says whether the codec's levels have an order, as those of all voices do that do not say it;
-    ``seconds_per_phone`` is the mean of the training texts; ``prompt_seconds`` the longest prompt seen in training.
+    ``seconds_per_phone`` is the mean of the training texts; ``prompt_seconds`` the longest prompt seen in training,
+    ``response_phones`` the longest text (voices that do not say it were trained up to their sampling's
+    ``max_seconds``).
     """
 
     version: Literal[4] = VERSION
@@ -53,7 +55,13 @@ class VoiceConfig(Section):
     words_apart: bool = False
     seconds_per_phone: PositiveFloat
     prompt_seconds: PositiveFloat
+    response_phones: PositiveInt | None = None
     lineage: dict[str, Any] = {}
+
+    @property
+    def longest_text(self) -> int:
+        """Phones that may be spoken at once."""
+        return self.response_phones or max(1, int(self.sampling.max_seconds / self.seconds_per_phone))
 
     def build(self) -> VallE:
         """The model with fresh weights."""

@@ -277,7 +277,7 @@ def _fit(
 
 def _describe(params: Params, corpus: CodesCorpus, codec: Codec, phones: int) -> VoiceConfig:
     spoken = sum(len(u.phones) for u in corpus.utterances)
-    seconds = sum(u.codes.shape[1] for u in corpus.utterances) / corpus.frame_rate
+    a_phone = sum(u.codes.shape[1] for u in corpus.utterances) / corpus.frame_rate / max(1, spoken)
     started = {"backbone_from": params.model.init_from, "voice_from": params.train.init_from}
     lineage = {"profile": params.profile, "steps": params.train.max_steps, "train_hours": round(corpus.hours, 4)}
     return VoiceConfig(
@@ -286,9 +286,23 @@ def _describe(params: Params, corpus: CodesCorpus, codec: Codec, phones: int) ->
         encode=params.encode.model_copy(update={"mixtures": None}), sampling=params.sampling,
         language=params.phonemize.language, with_stress=params.phonemize.with_stress,
         words_apart=params.phonemize.words_apart,
-        seconds_per_phone=seconds / max(1, spoken), prompt_seconds=params.train.prompt_seconds[1],
+        seconds_per_phone=a_phone, prompt_seconds=params.train.prompt_seconds[1],
+        response_phones=_longest_text(params.train, corpus, a_phone),
         lineage=lineage | {name: path for name, path in started.items() if path is not None},
     )  # fmt: skip
+
+
+def _longest_text(config: TrainConfig, corpus: CodesCorpus, a_phone: float) -> int:
+    """Phones, gaps between words included, of a long text of training, whose response was not too long to be used.
+
+    Args:
+        a_phone: seconds of a phone.
+    """
+    longest = max(len(u.phones) for u in corpus.utterances)
+    if config.join is not None:
+        longest = config.join.max_clips * (longest + 1) - 1
+    seconds = min(config.max_response_seconds, (config.join and config.join.max_seconds) or config.max_response_seconds)
+    return max(1, min(longest, round(seconds / a_phone)))
 
 
 def _publish(out: Path, model: VallE, config: VoiceConfig, tokenizer: Tokenizer, codec_folder: Path) -> None:

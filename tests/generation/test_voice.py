@@ -1,0 +1,216 @@
+"""``Voice``: the public interface, long text, retries. A tiny voice with random weights speaks."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.test_cli import make_voice
+from tests.test_jobs import tone
+from vall_e import Audio, Request, SamplingConfig, SpeechError, Voice
+from vall_e.generation import segments
+from vall_e.generation.ar import Candidate
+
+LONG = "one two three, two one. three three two one!\n\none two, three"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_voice(tmp_path_factory.mktemp("models") / "voice")
+
+
+@pytest.fixture(scope="module")
+def voice(folder):
+    return Voice.load(folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def prompt():
+    return (0.3 * np.sin(2 * np.pi * 220 * np.arange(12_800) / 16_000)).astype(np.float32)
+
+
+def settings(voice, **changes) -> SamplingConfig:
+    return voice.config.sampling.model_copy(update={"retries": 0} | changes)
+
+
+def fixed(monkeypatch, codes_of, finished=lambda seed: True):
+    """Let the voice say ``codes_of(seed)`` int64 [L, T] whatever it is asked; returns the batches that it was asked."""
+    asked = []
+
+    def respond(model, samples, sampling, seeds, limits, choose, progress=None, frames=None):
+        asked.append((list(samples), list(seeds), list(limits)))
+        out = []
+        for sample, seed in zip(samples, seeds, strict=True):
+            candidate = choose([Candidate(codes_of(seed), finished(seed), 0.0)], sample)
+            out.append((candidate, candidate.codes))
+        return out
+
+    monkeypatch.setattr(segments, "respond", respond)
+    return asked
+
+
+def noise(seed: int, frames: int = 20) -> np.ndarray:
+    return np.random.default_rng(seed % 1000).integers(32, size=(2, frames))
+
+
+def test_the_example_of_the_documentation_runs(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/voice").symlink_to(folder)
+    tone(tmp_path / "reference.wav", 0.8)
+    fixed(monkeypatch, noise)
+    monkeypatch.setattr(segments, "faults_of_reading", lambda *_: [])  # random weights read nothing
+    example = doctest.DocTestFinder().find(Voice, "Voice", globs={})[0]
+    assert doctest.DocTestRunner(verbose=False).run(example).failed == 0
+    assert (tmp_path / "speech.wav").is_file()
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    program = "import sys, vall_e; print({'torch', 'numpy', 'pydantic'} & set(sys.modules), hasattr(vall_e, 'nothing'))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["set()", "False"]
+
+
+def test_a_file_and_its_samples_at_any_rate_are_the_same_prompt(voice, tmp_path, prompt):
+    import soundfile
+
+    path = tmp_path / "ref.wav"
+    soundfile.write(path, prompt, 16_000, subtype="FLOAT")
+    plain = settings(voice)
+    by_file, by_samples = (voice.speak("one two", p, seed=4, sampling=plain) for p in (path, (prompt, 16_000)))
+    np.testing.assert_array_equal(by_file.codes, by_samples.codes)
+    again = voice.speak_batch([Request("one two", prompt, seed=4)], plain)[0]
+    np.testing.assert_array_equal(by_file.wav, again.wav)
+    assert isinstance(again, Audio) and again.seconds == len(again.wav) / 16_000
+    assert again.timings.decode > 0 and again.timings.tokens_per_second > 0
+    for bad in ((np.zeros(16_000), 16_000), (np.full(16_000, np.nan), 16_000), (prompt[:100], 16_000)):
+        with pytest.raises(SpeechError, match="silent|finite|too short"):
+            voice.speak("one", bad)
+
+
+def test_long_text_is_spoken_in_segments_that_are_each_what_they_are_alone(voice, prompt):
+    plain = settings(voice)
+    audio, short = voice.speak_batch([Request(LONG, prompt, seed=5), Request("two", prompt, seed=6)], plain)
+    assert " ".join(s.text for s in audio.segments).split() == LONG.split()
+    assert len(audio.segments) >= 4 and len(short.segments) == 1
+    np.testing.assert_array_equal(short.codes, voice.speak("two", (prompt, 16_000), seed=6, sampling=plain).codes)
+    alone = voice.speak(LONG, (prompt, 16_000), seed=5, sampling=plain)
+    np.testing.assert_array_equal(audio.codes, alone.codes)
+    first = voice.speak(audio.segments[0].text, (prompt, 16_000), seed=5, sampling=plain)
+    np.testing.assert_array_equal(first.codes, audio.codes[:, : first.frames])
+    starts = [s.start for s in audio.segments]
+    assert starts == sorted(starts) and audio.segments[-1].end == pytest.approx(audio.seconds)
+
+
+def test_pauses_are_those_of_the_punctuation(voice, prompt, monkeypatch):
+    fixed(monkeypatch, noise)
+    plain = settings(voice)
+    pauses = plain.long_text.model_copy(update={"clause_pause": 0.2, "sentence_pause": 0.5, "paragraph_pause": 0.9})
+    text = "one two three. three two one, two three one!\n\none two three two one"
+    audio = voice.speak(text, (prompt, 16_000), sampling=plain.model_copy(update={"long_text": pauses}))
+    expected = [{",": 0.2, ".": 0.5, "!": 0.9}.get(s.text[-1], 0.0) for s in audio.segments[:-1]]
+    gaps = [b.start - a.end for a, b in zip(audio.segments, audio.segments[1:], strict=False)]
+    assert set(expected) == {0.0, 0.2, 0.5, 0.9}
+    for gap, pause in zip(gaps, expected, strict=True):
+        assert gap == pytest.approx(pause - 0.02 if pause else -0.01, abs=0.002)
+
+
+def test_rolling_context_goes_on_from_the_last_words_of_the_segment_before(voice, prompt, monkeypatch):
+    asked = fixed(monkeypatch, noise)
+    monkeypatch.setattr(segments, "faults_of_reading", lambda *_: [])
+    monkeypatch.setattr(segments, "read_along", lambda model, rows: [
+        np.sort(np.arange(r.response.shape[1]) * len(r.text) // r.response.shape[1]) for r in rows])  # fmt: skip
+    plain = settings(voice)
+    rolling = plain.long_text.model_copy(update={"context": "rolling", "context_seconds": 0.4})
+    audio = voice.speak(LONG, (prompt, 16_000), seed=1, sampling=plain.model_copy(update={"long_text": rolling}))
+    assert len(asked) == len(audio.segments) > 3 and all(len(samples) == 1 for samples, *_ in asked)
+    rows = [samples[0] for samples, *_ in asked]
+    assert rows[0].response.shape[1] == 0
+    gap = voice.ids([" "])[0]
+    for i in range(1, len(rows)):
+        prefix = rows[i].response
+        said = audio.codes[:, : 20 * i]
+        assert 0 < prefix.shape[1] <= 20
+        np.testing.assert_array_equal(prefix, said[:, -prefix.shape[1] :])
+        own = voice.ids(voice.phones([audio.segments[i].text], "en-us")[0])
+        before = rows[i].text[: -len(own)]
+        np.testing.assert_array_equal(rows[i].text[-len(own) :], own)
+        assert before[-1] == gap
+        words = rows[i - 1].text.tolist()
+        assert words[-len(before) + 1 :] == before[:-1].tolist() and len(before) > 1
+    assert audio.frames == 20 * len(rows)  # what is gone on from is not said again
+
+
+def test_a_text_whose_end_was_not_spoken_is_reported_with_its_segment(voice, prompt, monkeypatch):
+    asked = fixed(monkeypatch, noise, finished=lambda seed: len(asked) > 1 or seed != asked[0][1][1])
+    audio = voice.speak(LONG, (prompt, 16_000), seed=1, sampling=settings(voice, retries=0))
+    cut = [w for w in audio.warnings if "cut off" in w]
+    assert len(cut) == 1 and cut[0].startswith(f"segment 2 ({audio.segments[1].text!r}): cut off after 0.4 s")
+    assert not audio.segments[1].finished
+
+
+def test_a_segment_with_a_fault_is_drawn_anew_and_the_best_attempt_is_kept(voice, prompt, monkeypatch):
+    monkeypatch.setattr(segments, "faults_of_reading", lambda *_: [])
+    good: set[int] = set()
+    asked = fixed(monkeypatch, noise, finished=lambda seed: seed in good)
+    three = settings(voice, retries=3)
+    request = Request(LONG, prompt, seed=1)
+    bad = voice.speak_batch([request], three)[0]
+    count = len(bad.segments)
+    assert [len(seeds) for _, seeds, _ in asked] == [count] * 4  # everything is wrong: all attempts are made
+    assert len(bad.warnings) == count and len({s for _, seeds, _ in asked for s in seeds}) == 4 * count
+    second = asked[1][1]
+    good |= {*asked[0][1][1:], second[0]}
+    asked.clear()
+    audio = voice.speak_batch([request], three)[0]
+    assert [len(seeds) for _, seeds, _ in asked] == [count, 1] and audio.warnings == []
+    np.testing.assert_array_equal(audio.codes[:, :20], noise(second[0]))
+    np.testing.assert_array_equal(audio.codes[:, 20:40], noise(asked[0][1][1]))
+
+
+def test_a_duration_and_a_speed_bound_what_is_spoken(voice, prompt, monkeypatch):
+    asked = fixed(monkeypatch, noise)
+    plain = settings(voice, max_seconds=9.0)
+    for how, limit in (({}, 4.0), ({"duration": 0.8}, 1.0), ({"speed": 2.0}, 0.625), ({"speed": 0.5}, 2.5)):
+        voice.speak_batch([Request("one two three", prompt, **how)], plain)
+        assert asked[-1][2] == [round(limit * 50)]
+    audio = voice.speak("one two three", (prompt, 16_000), duration=1.0, sampling=plain)
+    assert any("0.40 s, where 1.00 s were asked for" in w for w in audio.warnings)
+    with pytest.raises(SpeechError, match="both say"):
+        Request("a", duration=1.0, speed=2.0)
+    for wrong in ({"duration": 0.0}, {"duration": float("nan")}, {"speed": 9.0}):
+        with pytest.raises(SpeechError, match="not"):
+            Request("a", **wrong)
+    with pytest.raises(SpeechError, match="pauses alone"):
+        voice.speak(LONG, (prompt, 16_000), duration=0.3)
+
+
+def test_a_recogniser_chooses_where_it_is_asked_to(voice, prompt):
+    class Longest:
+        def errors(self, waves, rate, text, language):
+            assert (rate, text, language) == (16_000, "one two", "en-us")
+            heard.append([len(w) for w in waves])
+            return [1 / (1 + len(w)) for w in waves]
+
+    heard: list[list[int]] = []
+    by_ear = settings(
+        voice, rank="recogniser", candidates=4, ar=voice.config.sampling.ar.model_copy(update={"temperature": 2.0})
+    )
+    with pytest.raises(SpeechError, match="needs a recogniser"):
+        voice.speak("one two", (prompt, 16_000), sampling=by_ear)
+    judged = Voice(voice.model, voice.config, voice.tokenizer, voice.codec, Longest())
+    audio = judged.speak("one two", (prompt, 16_000), sampling=by_ear)
+    assert len(heard) == 1 and len(heard[0]) == 4 and len(audio.wav) == max(heard[0])
+
+
+def test_progress_grows_to_one_and_a_format_of_weights_is_checked(voice, folder, prompt):
+    shares: list[float] = []
+    voice.speak(LONG, (prompt, 16_000), sampling=settings(voice), progress=shares.append)
+    assert shares == sorted(shares) and 0 < shares[0] < shares[-1] == 1.0
+    assert Voice.load(folder, "cpu", weights="bfloat16").speak("one", sampling=settings(voice)).frames > 0
+    with pytest.raises(ValueError, match="weights are float32"):
+        Voice.load(folder, "cpu", weights="int3")

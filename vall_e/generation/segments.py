@@ -1,0 +1,199 @@
+"""Speaking the segments of several requests in batches: what to decode from, checks, retries, rolling context.
+
+Dimensions: L levels, l levels of the first pass, T frames, N samples, S phones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vall_e.decoding import SamplingConfig
+from vall_e.family import KINDS
+from vall_e.generation.alignment import read_along
+from vall_e.generation.ar import Candidate
+from vall_e.generation.duration import predict_frames
+from vall_e.generation.nar import fill_levels
+from vall_e.generation.planning import Piece, reseed
+from vall_e.generation.quality import (
+    Fault,
+    faults_of_codes,
+    faults_of_length,
+    faults_of_reading,
+    faults_of_sound,
+)
+from vall_e.generation.ranking import Ranker, RankError
+from vall_e.generation.respond import respond
+from vall_e.models.packing import Sample
+
+if TYPE_CHECKING:
+    from vall_e.generation.synthesize import Voice
+
+LONGEST = 3.0  # a response may last this many times what its phones take on average, and a second
+OVERTIME = 1.25  # or this many times the duration that was asked for
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A segment that was spoken: codes int64 [L, T], wav float32 [N], what is wrong with it, and how it ranks.
+
+    ``tail`` are the last words and their codes, to go on from; None where nobody knows where they begin.
+    """
+
+    codes: np.ndarray
+    wav: np.ndarray
+    score: float
+    faults: tuple[Fault, ...]
+    rank: tuple[float, ...]
+    tail: tuple[tuple[str, ...], np.ndarray] | None
+
+
+class Clock:
+    """Seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = defaultdict(float)
+        self.first_frame: float | None = None
+
+    @contextmanager
+    def on(self, what: str):
+        started = time.perf_counter()
+        yield
+        self.spent[what] += time.perf_counter() - started
+
+
+class Speaker:
+    """Speaks pieces with one voice and one set of settings.
+
+    Args:
+        progress: called with the share of the current batch that is done, 0 to 1.
+    """
+
+    def __init__(
+        self, voice: Voice, sampling: SamplingConfig, clock: Clock, progress: Callable[[float], None] | None = None
+    ) -> None:
+        self.voice, self.sampling, self.clock, self.progress = voice, sampling, clock, progress
+        self.rate = voice.codec.frame_rate
+
+    def speak(self, pieces: Sequence[Piece]) -> list[Spoken]:
+        """One batch, and what is wrong in it anew, up to ``sampling.retries`` times; the best attempt is kept."""
+        best = self._attempt(pieces)
+        for attempt in range(1, self.sampling.retries + 1):
+            again = [i for i, spoken in enumerate(best) if spoken.faults]
+            if not again:
+                break
+            fresh = [replace(pieces[i], seed=reseed(pieces[i].seed, attempt)) for i in again]
+            for i, spoken in zip(again, self._attempt(fresh), strict=True):
+                best[i] = max(best[i], spoken, key=lambda s: (-len(s.faults), s.rank))
+        return best
+
+    def _attempt(self, pieces: Sequence[Piece]) -> list[Spoken]:
+        voice, sampling, seeds = self.voice, self.sampling, [piece.seed for piece in pieces]
+        samples = [self._sample(piece) for piece in pieces]
+        limits = [self._limit(piece) for piece in pieces]
+
+        def wrong(index: int, candidate: Candidate) -> int:
+            return len(self._length(candidate, pieces[index]))
+
+        def levels(index: int, candidates: Sequence[Candidate]) -> list[np.ndarray]:
+            codes = [candidate.codes for candidate in candidates]
+            if "level" not in KINDS[voice.model.config.kind].modes:
+                return codes
+            rows = [samples[index]] * len(codes)
+            return fill_levels(voice.model, rows, codes, sampling, [seeds[index]] * len(codes))
+
+        def judged(index: int, codes: Sequence[np.ndarray]) -> list[float]:
+            if voice.judge is None:
+                raise RankError("sampling.rank recogniser needs a recogniser: give Voice.load one as judge")
+            waves, piece = [voice.to_wave(c) for c in codes], pieces[index]
+            return voice.judge.errors(waves, voice.sample_rate, piece.chunk.text, piece.language)
+
+        ranker = Ranker(voice.model, sampling.rank, samples, wrong, levels, judged)
+        self.clock.first_frame, started = None, time.perf_counter()
+        with self.clock.on("decode"):
+            frames = self._frames(pieces, samples, limits)
+            tell = self._teller(max(limits))
+            found = respond(voice.model, samples, sampling, seeds, limits, ranker, tell, frames)
+            paths = self._read(samples, [codes for _, codes in found])
+        if self.clock.first_frame is not None:
+            self.clock.spent["prefill"] += self.clock.first_frame - started
+            self.clock.spent["decode"] -= self.clock.first_frame - started
+        out = []
+        for i, (piece, sample, (candidate, codes)) in enumerate(zip(pieces, samples, found, strict=True)):
+            with self.clock.on("codec"):
+                wav = voice.to_wave(codes)
+            phones = (*piece.before, *piece.chunk.phones)
+            faults = [*self._length(candidate, piece), *faults_of_sound(wav, voice.sample_rate)]
+            faults += faults_of_codes(codes, self.rate)
+            tail = None
+            if paths is not None and codes.shape[1]:
+                own = paths[i][piece.prefix.shape[1] :] - len(piece.before)
+                faults += faults_of_reading(own, piece.chunk.phones)
+                tail = self._tail(np.concatenate((sample.response, codes), axis=1), paths[i], phones)
+            out.append(Spoken(codes, wav, candidate.score, tuple(faults), ranker.chosen[i], tail))
+        return out
+
+    def _sample(self, piece: Piece) -> Sample:
+        text = self.voice.ids((*piece.before, *piece.chunk.phones))
+        return Sample(text, piece.prompt, piece.prefix, language=self.voice.language_id(piece.language))
+
+    def _limit(self, piece: Piece) -> int:
+        """Frames that a piece may take."""
+        longest = OVERTIME * piece.seconds if piece.timed else 1.0 + LONGEST * piece.seconds
+        return max(1, round(min(self.sampling.max_seconds, longest) * self.rate))
+
+    def _frames(self, pieces: Sequence[Piece], samples: Sequence[Sample], limits: Sequence[int]) -> list[int] | None:
+        """How long each response is to be where a kind must know; None where the model is to say that of all."""
+        modes = KINDS[self.voice.model.config.kind].modes
+        masked = "mask" in modes and (self.sampling.first == "mask" or "ar" not in modes)
+        if not masked or not any(piece.timed for piece in pieces):
+            return None
+        predicted = predict_frames(self.voice.model, samples, limits)
+        return [
+            max(1, round(p.seconds * self.rate)) if p.timed else max(1, frames - p.prefix.shape[1])
+            for p, frames in zip(pieces, predicted, strict=True)
+        ]
+
+    def _teller(self, longest: int) -> Callable[[int, int], None]:
+        def tell(frames: int, live: int) -> None:
+            if self.clock.first_frame is None:
+                self.clock.first_frame = time.perf_counter()
+            if self.progress is not None:
+                self.progress(min(1.0, LONGEST * frames / longest))
+
+        return tell
+
+    def _length(self, candidate: Candidate, piece: Piece) -> list[Fault]:
+        frames = candidate.codes.shape[1]
+        return faults_of_length(frames, candidate.finished, piece.seconds * self.rate, self.rate)
+
+    def _read(self, samples: Sequence[Sample], codes: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+        """Which phone each frame says, prefix included; None for a voice without alignment head."""
+        model = self.voice.model
+        if model.alignment is None:
+            return None
+        rows = [
+            replace(s, response=np.concatenate((s.response, c), axis=1)) for s, c in zip(samples, codes, strict=True)
+        ]
+        spoken = [i for i, row in enumerate(rows) if row.response.shape[1]]
+        paths = [np.zeros(0, dtype=np.int64)] * len(rows)
+        for i, path in zip(spoken, read_along(model, [rows[i] for i in spoken]) if spoken else [], strict=True):
+            paths[i] = path
+        return paths
+
+    def _tail(
+        self, codes: np.ndarray, path: np.ndarray, phones: Sequence[str]
+    ) -> tuple[tuple[str, ...], np.ndarray] | None:
+        """The last whole words that fit into the context, with their codes int64 [L, T]."""
+        most = round(self.sampling.long_text.context_seconds * self.rate)
+        for start in (0, *(i + 1 for i, phone in enumerate(phones) if phone == " ")):
+            at = int(np.searchsorted(np.maximum.accumulate(path), start))
+            if 0 < codes.shape[1] - at <= most:
+                return tuple(phones[start:]), codes[:, at:]
+        return None

@@ -1,0 +1,170 @@
+"""What is asked of a voice, and what it gives back.
+
+Dimensions: N samples, L levels, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vall_e.audio import load, resample, save_wav
+
+MIN_REFERENCE_SECONDS = 0.2
+MIN_REFERENCE_PEAK = 1e-3
+
+Reference = str | Path | tuple[np.ndarray, int]
+
+
+class SpeechError(ValueError):
+    """A request that cannot be spoken: nothing to say, or a reference that holds no voice."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Something to say.
+
+    Attributes:
+        text: of any length, in the voice's language; ignored where ``phones`` are given.
+        prompt: float32 [N] at the voice's sample rate, the speaker to imitate; None for a voice of the model's own.
+        prompt_text: what the prompt says. With it and ``continue_prompt`` the model goes on from the prompt
+            (VALL-E's continual mode, 2301.02111, section 4.3) instead of only imitating its voice.
+        seed: of everything drawn for this request; the same in any batch.
+        language: espeak-ng language; None takes the voice's own.
+        phones: instead of text.
+        continue_prompt: see ``prompt_text``.
+        duration: seconds that the speech is to last, pauses between segments included; None lets the voice decide.
+        speed: how fast to speak, 1 for as fast as the training data on average; 2 halves the time.
+    """
+
+    text: str = ""
+    prompt: np.ndarray | None = None
+    prompt_text: str | None = None
+    seed: int = 0
+    language: str | None = None
+    phones: Sequence[str] | None = None
+    continue_prompt: bool = False
+    duration: float | None = None
+    speed: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.duration is not None and not 0 < self.duration < float("inf"):
+            raise SpeechError(f"a duration is seconds above 0, not {self.duration}")
+        if not 0.25 <= self.speed <= 4:
+            raise SpeechError(f"speed is a factor between 0.25 and 4, not {self.speed}")
+        if self.duration is not None and self.speed != 1:
+            raise SpeechError("duration and speed both say how long the speech lasts: give one of them")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of the text that was spoken at once.
+
+    Attributes:
+        text: as it was written.
+        start, end: where its sound is in the speech, in seconds.
+        finished: the voice stopped by itself, and no check says that some of the text is missing.
+    """
+
+    text: str
+    start: float
+    end: float
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time went, in seconds; a request's share of its batch.
+
+    Attributes:
+        prepare: text to phones, reference to codes.
+        prefill: until the first frame was drawn; 0 where a kind draws all frames at once.
+        decode: the rest of drawing, ranking and checking; retries included.
+        codec: codes to sound.
+        tokens_per_second: codes of the speech (frames times levels) over prefill and decode.
+    """
+
+    prepare: float
+    prefill: float
+    decode: float
+    codec: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Audio:
+    """What was said.
+
+    Attributes:
+        wav: float32 [N].
+        sample_rate: Hz.
+        codes: int64 [L, T] of the segments one after the other, without the pauses between them.
+        score: mean over segments of the kept candidates' scores; see ``Candidate``.
+        warnings: what a listener should know, empty if all went well.
+    """
+
+    wav: np.ndarray
+    sample_rate: int
+    codes: np.ndarray
+    score: float
+    timings: Timings
+    segments: tuple[Segment, ...]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return len(self.wav) / self.sample_rate
+
+    @property
+    def frames(self) -> int:
+        return self.codes.shape[1]
+
+    @property
+    def compute_seconds(self) -> float:
+        """This request's share of the time its batch took."""
+        return self.timings.prepare + self.timings.prefill + self.timings.decode + self.timings.codec
+
+    def save(self, path: str | Path) -> Path:
+        """Write 16-bit PCM; see ``vall_e.audio.save_wav``."""
+        return save_wav(path, self.wav, self.sample_rate)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the samples and the codes, for JSON; seconds in milliseconds' precision."""
+        rounded = {name: round(value, 3) for name, value in asdict(self.timings).items()}
+        segments = [asdict(s) | {"start": round(s.start, 3), "end": round(s.end, 3)} for s in self.segments]
+        return {
+            "seconds": round(self.seconds, 3), "frames": self.frames, "sample_rate": self.sample_rate,
+            "compute_seconds": round(self.compute_seconds, 3), "timings": rounded, "segments": segments,
+            "warnings": self.warnings,
+        }  # fmt: skip
+
+
+def load_reference(reference: Reference, sample_rate: int) -> np.ndarray:
+    """A recording of a voice as float32 [N] at ``sample_rate``.
+
+    Args:
+        reference: a file of any format and rate, or samples float [N] with their rate in Hz.
+
+    Raises:
+        AudioError: a file cannot be read, is damaged, or has samples that are no numbers.
+        SpeechError: it is silent or too short to hear a voice in it, or samples that are not finite.
+    """
+    if isinstance(reference, tuple):
+        name, (samples, rate) = "the reference", reference
+        samples = np.asarray(samples, dtype=np.float32).reshape(-1)
+        if not np.isfinite(samples).all():
+            raise SpeechError("the reference has samples that are NaN or infinite: give finite ones")
+        wav = resample(samples, rate, sample_rate)
+    else:
+        name, (wav, _) = str(reference), load(reference, sample_rate)
+    seconds, peak = len(wav) / sample_rate, float(np.abs(wav).max(initial=0.0))
+    if seconds < MIN_REFERENCE_SECONDS:
+        raise SpeechError(f"{name}: {seconds:.2f} s of reference are too short; give {MIN_REFERENCE_SECONDS} s or more")
+    if peak < MIN_REFERENCE_PEAK:
+        raise SpeechError(f"{name}: the reference is silent (peak {peak:.1e}); give a recording of a voice")
+    return wav
