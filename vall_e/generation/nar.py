@@ -19,20 +19,20 @@ from vall_e.sampling.chain import sample
 
 @torch.inference_mode()
 def fill_levels(
-    model: VallE, prompts: Sequence[Sample], first: Sequence[np.ndarray], sampling: SamplingConfig, seeds: Sequence[int]
+    model: VallE, prompts: Sequence[Sample], given: Sequence[np.ndarray], sampling: SamplingConfig, seeds: Sequence[int]
 ) -> list[np.ndarray]:
     """Levels 1 to L - 1 from text, prompt and the levels below, L - 1 forwards in all.
 
     Args:
         prompts: samples whose text and prompt to use.
-        first: level 0 of each, int64 [1, T].
+        given: what is known of each, int64 [L, T], n where a code is to be made; all of level 0 is known.
         sampling: ``nar_temperature`` 0 is greedy.
 
     Returns:
-        codes int64 [L, T] of each.
+        codes int64 [L, T] of each; what is given stays.
     """
     layout = model.layout
-    out = [np.concatenate((f, np.zeros((layout.levels - 1, f.shape[1]), dtype=np.int64))) for f in first]
+    out = [codes.copy() for codes in given]
     generators = [torch.Generator().manual_seed((seed * 1_000_003 + 7) % 2**63) for seed in seeds]
     for level in range(1, layout.levels):
         packed = pack(
@@ -50,5 +50,6 @@ def fill_levels(
             at = packed.target[i, level] != IGNORE
             logits = model.heads(model.heads.prepare(hidden[i, at]), level, []).float()
             draws = torch.empty(logits.shape).exponential_(generator=generators[i]).to(logits.device)
-            codes[level] = sample(logits, draws, temperature=sampling.nar_temperature).cpu().numpy()
+            drawn = sample(logits, draws, temperature=sampling.nar_temperature).cpu().numpy()
+            codes[level] = np.where(codes[level] == layout.codes, drawn, codes[level])
     return out

@@ -19,7 +19,7 @@ from vall_e.generation.demask import demask
 from vall_e.generation.duration import predict_frames
 from vall_e.generation.nar import fill_levels
 from vall_e.generation.speculative import speculate
-from vall_e.models.packing import Sample
+from vall_e.models.packing import Layout, Sample
 from vall_e.models.vall_e import VallE
 
 Choose = Callable[[Sequence[Candidate], Sample], Candidate]
@@ -69,8 +69,15 @@ def respond(
     chosen = [choose(c, p) for c, p in zip(candidates, prompts, strict=True)]
     codes = [c.codes for c in chosen]
     if "level" in modes:
-        codes = fill_levels(model, prompts, codes, sampling, seeds)
+        codes = fill_levels(model, prompts, [_open(c, model.layout) for c in codes], sampling, seeds)
     return list(zip(chosen, codes, strict=True))
+
+
+def _open(first: np.ndarray, layout: Layout) -> np.ndarray:
+    """Level 0 int64 [1, T] with the others to be made, int64 [L, T]."""
+    codes = np.full((layout.levels, first.shape[1]), layout.codes, dtype=np.int64)
+    codes[0] = first[0]
+    return codes
 
 
 def _by_demasking(
