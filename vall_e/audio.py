@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import soundfile
@@ -150,21 +152,57 @@ def save_wav(path: str | Path, wav: np.ndarray, sample_rate: int) -> Path:
         ValueError: the waveform is not one-dimensional, or has NaN or infinite samples.
     """
     path = Path(path)
-    wav = np.asarray(wav)
-    if wav.ndim != 1:
-        raise ValueError(f"{path}: expected one channel of samples [N], got shape {wav.shape}")
-    if not np.isfinite(wav).all():
-        raise ValueError(f"{path}: the waveform has NaN or infinite samples and was not saved")
+    pcm = _pcm16(wav, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Each writer has a name of its own, so that two processes never share a half-written file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pcm = np.round(np.clip(wav, -1.0, 1.0) * 32767.0).astype(np.int16)
     try:
         soundfile.write(str(temporary), pcm, sample_rate, subtype="PCM_16", format="WAV")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _pcm16(wav: np.ndarray, name: str | Path) -> np.ndarray:
+    """``wav`` float [N], clipped to ±1, as little-endian int16 [N]. Raises ValueError naming what cannot be so."""
+    wav = np.asarray(wav)
+    if wav.ndim != 1:
+        raise ValueError(f"{name}: expected one channel of samples [N], got shape {wav.shape}")
+    if not np.isfinite(wav).all():
+        raise ValueError(f"{name}: the waveform has NaN or infinite samples and was not saved")
+    return np.round(np.clip(wav, -1.0, 1.0) * 32767.0).astype("<i2")
+
+
+def play_to(stream: BinaryIO | RawIOBase, pieces: Iterable[np.ndarray]) -> int:
+    """Write sound as it comes: raw 16-bit PCM, little-endian, one channel, without a header.
+
+    A piece is asked for when the one before has been taken: a slow reader slows down what makes the sound. When the
+    reader leaves, or anything else fails, ``pieces`` is closed where it can be, so that nothing is made for nobody.
+
+    Args:
+        stream: binary and open for writing, such as ``sys.stdout.buffer``.
+        pieces: waveforms float [n]; values beyond ±1 are clipped.
+
+    Returns:
+        samples written.
+
+    Raises:
+        BrokenPipeError: the reader left.
+        ValueError: a piece is not one-dimensional, or has NaN or infinite samples.
+    """
+    written = 0
+    try:
+        for piece in pieces:
+            rest = memoryview(_pcm16(piece, "the stream").tobytes())
+            written += len(rest) // 2
+            while rest:  # an unbuffered stream may take a part
+                rest = rest[stream.write(rest) or 0 :]
+            stream.flush()
+    finally:
+        if isinstance(pieces, Generator):
+            pieces.close()
+    return written
 
 
 def resample(wav: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
