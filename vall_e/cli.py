@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vall_e.model_cli import add_model
+from vall_e.transcribe_cli import add_transcribe
 from vall_e.usage import MODELS, UsageError, sampling_of, voice_folder
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="one JSON object")
     doctor.set_defaults(run=_doctor)
     add_model(commands)
+    add_transcribe(commands)
     return parser
 
 
