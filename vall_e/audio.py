@@ -170,7 +170,7 @@ def _pcm16(wav: np.ndarray, name: str | Path) -> np.ndarray:
     if wav.ndim != 1:
         raise ValueError(f"{name}: expected one channel of samples [N], got shape {wav.shape}")
     if not np.isfinite(wav).all():
-        raise ValueError(f"{name}: the waveform has NaN or infinite samples and was not saved")
+        raise ValueError(f"{name}: the waveform has NaN or infinite samples and was not written")
     return np.round(np.clip(wav, -1.0, 1.0) * 32767.0).astype("<i2")
 
 
