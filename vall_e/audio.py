@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import soundfile
@@ -165,16 +166,11 @@ def save_like(path: str | Path, wav: np.ndarray, source: str | Path) -> Path:
 
 def _save(path: str | Path, wav: np.ndarray, sample_rate: int, coded: Callable[[np.ndarray], np.ndarray]) -> Path:
     path = Path(path)
-    wav = np.asarray(wav)
-    if wav.ndim != 1:
-        raise ValueError(f"{path}: expected one channel of samples [N], got shape {wav.shape}")
-    if not np.isfinite(wav).all():
-        raise ValueError(f"{path}: the waveform has NaN or infinite samples and was not saved")
+    samples = coded(_sound(wav, path))
+    subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"
     path.parent.mkdir(parents=True, exist_ok=True)
     # Each writer has a name of its own, so that two processes never share a half-written file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    samples = coded(wav)
-    subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"
     try:
         soundfile.write(str(temporary), samples, sample_rate, subtype=subtype, format="WAV")
         os.replace(temporary, path)
@@ -183,9 +179,50 @@ def _save(path: str | Path, wav: np.ndarray, sample_rate: int, coded: Callable[[
     return path
 
 
+def _sound(wav: np.ndarray, name: str | Path) -> np.ndarray:
+    """``wav`` [N] as it is. Raises ValueError naming what cannot be written."""
+    wav = np.asarray(wav)
+    if wav.ndim != 1:
+        raise ValueError(f"{name}: expected one channel of samples [N], got shape {wav.shape}")
+    if not np.isfinite(wav).all():
+        raise ValueError(f"{name}: the waveform has NaN or infinite samples and was not saved")
+    return wav
+
+
 def to_pcm(wav: np.ndarray) -> np.ndarray:
     """``wav`` float [N], clipped to ±1, as int16 [N] (little endian)."""
     return np.round(np.clip(wav, -1.0, 1.0) * 32767.0).astype("<i2")
+
+
+def play_to(stream: BinaryIO | RawIOBase, pieces: Iterable[np.ndarray]) -> int:
+    """Write sound as it comes: raw 16-bit PCM, little-endian, one channel, without a header.
+
+    A piece is asked for when the one before has been taken: a slow reader slows down what makes the sound. When the
+    reader leaves, or anything else fails, ``pieces`` is closed where it can be, so that nothing is made for nobody.
+
+    Args:
+        stream: binary and open for writing, such as ``sys.stdout.buffer``.
+        pieces: waveforms float [n]; values beyond ±1 are clipped.
+
+    Returns:
+        samples written.
+
+    Raises:
+        BrokenPipeError: the reader left.
+        ValueError: a piece is not one-dimensional, or has NaN or infinite samples.
+    """
+    written = 0
+    try:
+        for piece in pieces:
+            rest = memoryview(to_pcm(_sound(piece, "the stream")).tobytes())
+            written += len(rest) // 2
+            while rest:  # an unbuffered stream may take a part
+                rest = rest[stream.write(rest) or 0 :]
+            stream.flush()
+    finally:
+        if isinstance(pieces, Generator):
+            pieces.close()
+    return written
 
 
 def resample(wav: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

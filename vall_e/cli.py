@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from vall_e.edit_cli import add_edit
 from vall_e.model_cli import add_model
 from vall_e.synth_cli import add_synth
+from vall_e.transcribe_cli import add_transcribe
 from vall_e.usage import MODELS, UsageError
 
 
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
     add_edit(commands)
     add_model(commands)
+    add_transcribe(commands)
     return parser
 
 

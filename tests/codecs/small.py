@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from vall_e.codecs.dac import DacCodec
 from vall_e.codecs.encodec import EncodecCodec
 from vall_e.codecs.mel import MelCodec
+from vall_e.codecs.stream import Context, WaveStream
 from vall_e.preparation import MelCodecConfig
 
 SMALL_ENCODEC = {"n_filters": 2, "dimension": 16, "lstm": 1, "n_q": 4, "bins": 64}
@@ -91,6 +92,9 @@ class Fsq:
     def decode(self, codes: Tensor) -> Tensor:
         latent = sum(book[codes[:, level]] for level, book in enumerate(self.codebooks()[: codes.shape[1]]))
         return (latent @ self.basis.T / self.gain).flatten(1)[:, None]
+
+    def stream(self, look_ahead: int | None = None) -> WaveStream:
+        return WaveStream(self.decode, self.hop, Context(0, 0, 0), look_ahead)
 
     def codebooks(self) -> list[Tensor]:
         columns = torch.eye(self.levels * self.group).split(self.group)

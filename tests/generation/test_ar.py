@@ -76,7 +76,8 @@ def test_levels_are_filled_as_teacher_forcing_would() -> None:
     model, prompts = build("ar+nar"), make_prompts(2)
     rng = np.random.default_rng(1)
     first = [rng.integers(CODES, size=(1, n)) for n in (5, 3)]
-    out = fill_levels(model, prompts, first, SamplingConfig(), [0, 1])
+    given = [np.concatenate((f, np.full((LEVELS - 1, f.shape[1]), CODES))) for f in first]
+    out = fill_levels(model, prompts, given, SamplingConfig(), [0, 1])
     for prompt, level0, codes in zip(prompts, first, out, strict=True):
         np.testing.assert_array_equal(codes[:1], level0)
         for level in range(1, LEVELS):

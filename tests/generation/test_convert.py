@@ -29,7 +29,7 @@ def test_no_mask_is_the_source_and_all_masks_are_demasking_from_nothing(
     codes, gain = encode(speaker, SOURCE)
     kept = convert(speaker, SOURCE, REFERENCE, text, mask=0.0)
     np.testing.assert_array_equal(kept.codes, codes)
-    np.testing.assert_allclose(kept.wav, (speaker._decode(codes) / gain)[: len(SOURCE)], atol=1e-5)
+    np.testing.assert_allclose(kept.wav, (speaker.to_wave(codes) / gain)[: len(SOURCE)], atol=1e-5)
 
     asked: list = []
     monkeypatch.setattr(shared, "respond", lambda *args, **more: asked.append((args, more)) or respond(*args, **more))

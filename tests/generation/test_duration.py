@@ -9,7 +9,7 @@ import pytest
 
 from tests.generation.oracle import GREEDY, make_prompts
 from tests.tiny import CODES, LEVELS, build
-from vall_e.config import DemaskConfig
+from vall_e.decoding import DemaskConfig
 from vall_e.generation import respond as module
 from vall_e.generation.ar import Candidate, decode
 from vall_e.generation.duration import planned_frames, predict_frames, stop_bounds

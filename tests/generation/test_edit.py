@@ -84,7 +84,7 @@ def test_a_voice_reads_what_it_has_learned_to_read(kind: str, tasks: tuple[str, 
     speaker = voice(kind, tasks)
     found = edit(speaker, WAV, RATE, 0.5, 0.9, "one [two] three", seed=3)
     ((sample, given),) = asked
-    whole, until = (len(speaker._ids(speaker._phones([_request(t)])[0])) for t in ("one two three", "one two"))
+    whole, until = (len(speaker.ids(speaker.phones([t], "en-us")[0])) for t in ("one two three", "one two"))
     assert len(sample.text) == (until if not _knows(kind, tasks) else whole)
     if "cse" in tasks:
         assert sample.task == "cse" and given is None and set(sample.more) == {"before", "middle", "after"}

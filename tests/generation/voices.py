@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from tests.codecs import small
-from vall_e.config import DemaskConfig, ModelConfig, SamplingConfig
-from vall_e.family import KINDS
+from vall_e.decoding import DemaskConfig, SamplingConfig
+from vall_e.family import KINDS, ModelConfig
 from vall_e.generation.synthesize import Voice
 from vall_e.models.checkpoint import VoiceConfig
 from vall_e.preparation import CodecConfig, EncodeConfig

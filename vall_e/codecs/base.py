@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from vall_e.codecs.stream import WaveStream
 from vall_e.preparation import CodecConfig
 
 
@@ -39,6 +40,15 @@ class Codec(Protocol):
 
     def decode(self, codes: Tensor) -> Tensor:
         """``codes`` int64 [B, L, T] → wav float [B, 1, N]."""
+        ...
+
+    def stream(self, look_ahead: int | None = None) -> WaveStream:
+        """A decoder for codes that come piece by piece.
+
+        Args:
+            look_ahead: frames to wait for behind a frame; None: as many as its samples need for nobody to hear a
+                difference from ``decode``.
+        """
         ...
 
     def codebooks(self) -> list[Tensor]:

@@ -8,6 +8,7 @@ Dimensions: B batch, N samples, L levels, T frames = ceil(N / hop), n codes per 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vall_e.codecs.stream import Context, WaveStream
 from vall_e.codecs.weights import Published, fill, find_weights, read_saved, read_weights, write_codec
 from vall_e.preparation import CodecConfig
 
@@ -77,6 +79,16 @@ class DacCodec:
         """
         wav = self.model.decode(self.model.quantizer.from_codes(codes.to(self.device))[0])
         return F.pad(wav, (0, codes.shape[-1] * self.hop - wav.shape[-1]))
+
+    def stream(self, look_ahead: int | None = None) -> WaveStream:
+        """A decoder for codes that come piece by piece; by default it waits for all that a frame's samples need."""
+        field, rate = 3.0, 1  # half the kernel of the first convolution, in frames
+        for stride in self.model.decoder_rates:
+            field += 1 / rate  # a transposed convolution touches one neighbour
+            rate *= stride
+            field += 3 * (1 + 3 + 9) / rate  # three residual units of kernel 7
+        context = math.ceil(field + 3 / rate)
+        return WaveStream(self.decode, self.hop, Context(context, context, context), look_ahead)
 
     @torch.no_grad()
     def codebooks(self) -> list[Tensor]:

@@ -9,13 +9,15 @@ Dimensions: B batch, N samples, L levels, T frames = ceil(N / 320), n codes per 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vall_e.codecs.stream import Context, WaveStream
 from vall_e.codecs.weights import Published, fill, find_weights, read_saved, read_weights, write_codec
 from vall_e.preparation import CodecConfig
 
@@ -81,6 +83,18 @@ class EncodecCodec:
         latent = self.model.quantizer.vq.decode(codes.to(self.device).transpose(0, 1))
         return self.model.decoder(latent)[..., : codes.shape[-1] * self.hop]
 
+    def stream(self, look_ahead: int | None = None) -> WaveStream:
+        """A decoder for codes that come piece by piece, exact and without looking ahead: the network is causal."""
+        first, lstm, *rest = self.model.decoder.model
+        field, rate = 0.0, 1
+        for ratio in self.architecture["ratios"]:
+            field += 1 / rate  # a transposed convolution touches the frame before
+            rate *= ratio
+            field += sum(2 * 2**layer for layer in range(self.architecture["n_residual_layers"])) / rate  # kernel 3
+        context = Context(math.ceil(field + 6 / rate), 0, 0)  # the last kernel is 7
+        decode = torch.no_grad()(nn.Sequential(*rest))
+        return WaveStream(decode, self.hop, context, look_ahead, _Recurrent(self.model.quantizer.vq, first, lstm))
+
     def codebooks(self) -> list[Tensor]:
         """The L code tables, float [n, d]; the codes of a frame stand for the sum of their vectors."""
         return [layer.codebook for layer in self.model.quantizer.vq.layers[: self.levels]]
@@ -111,6 +125,34 @@ class EncodecCodec:
         fill(codec.model, state, source)
         codec.model.to(device)
         return codec
+
+
+class _Recurrent:
+    """The part of the decoder that remembers everything: codes to the first convolution and the LSTM, with its state.
+
+    A clip's beginning is padded with its own reflection, which takes as many frames as the kernel reaches back.
+    """
+
+    def __init__(self, quantizer: nn.Module, conv: nn.Module, lstm: nn.Module) -> None:
+        self.quantizer, self.conv, self.lstm = quantizer, conv, lstm
+        self.reach = conv.conv.conv.kernel_size[0] - 1
+        self.latent: Tensor | None = None
+        self.known = 0  # frames at the beginning of the latent that went through
+        self.state: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def __call__(self, codes: Tensor, last: bool) -> Tensor:
+        """``codes`` int64 [B, l, T], the next ones → features float [B, D, t] of the frames that can be known."""
+        new = self.quantizer.decode(codes.to(next(self.conv.parameters()).device).transpose(0, 1))
+        self.latent = new if self.latent is None else torch.cat((self.latent, new), dim=-1)
+        total = self.latent.shape[-1]
+        if total == self.known or (total <= self.reach and not last):
+            return new.new_zeros(new.shape[0], self.lstm.lstm.hidden_size, 0)
+        x = self.conv(self.latent)[..., self.known :].permute(2, 0, 1)
+        y, self.state = self.lstm.lstm(x, self.state)
+        self.known = min(total, self.reach)
+        self.latent = self.latent[..., total - self.known :]
+        return (y + x).permute(1, 2, 0)
 
 
 def _build(architecture: dict[str, Any]) -> torch.nn.Module:

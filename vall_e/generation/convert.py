@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS
 from vall_e.generation.recording import Changed, change, check_sound, language_id, text_ids
 from vall_e.generation.synthesize import SpeechError, Voice

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vall_e.audio import resample
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.generation import splice as joins
 from vall_e.generation.duration import predict_frames, stop_bounds
 from vall_e.generation.recording import Changed, best, check_sound, decode, encode, language_id, text_ids

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from vall_e.audio import normalize_loudness
-from vall_e.config import SamplingConfig
+from vall_e.decoding import SamplingConfig
 from vall_e.generation.ar import Candidate
 from vall_e.generation.respond import begins_masked, respond
 from vall_e.generation.splice import quietest
-from vall_e.generation.synthesize import Request, SpeechError, Voice
+from vall_e.generation.synthesize import SpeechError, Voice
 from vall_e.models.packing import Sample
 
 UNFINISHED = 5.0  # nats: any candidate that stopped by itself is better than one that did not
@@ -75,19 +75,19 @@ def encode(voice: Voice, wav: np.ndarray) -> tuple[np.ndarray, float]:
 
 def decode(voice: Voice, codes: np.ndarray, gain: float) -> np.ndarray:
     """Float32 [N] at the voice's rate from codes int64 [L, T], at the loudness before ``gain``."""
-    return voice._decode(codes) / np.float32(gain or 1.0)
+    return voice.to_wave(codes) / np.float32(gain or 1.0)
 
 
 def text_ids(voice: Voice, text: str | None, language: str | None) -> np.ndarray:
     """Phones int64 [S] of a text; none without one."""
     if not text or not text.strip():
         return np.zeros(0, dtype=np.int64)
-    return voice._ids(voice._phones([Request(text=text, language=language)])[0])
+    return voice.ids(voice.phones([text], language or voice.config.language)[0])
 
 
 def language_id(voice: Voice, language: str | None) -> int:
     """Raises SpeechError for a language that the voice does not know."""
-    return voice._language_id(Request(language=language))
+    return voice.language_id(language or voice.config.language)
 
 
 def best(candidates: Sequence[Candidate], _: Sample) -> Candidate:

@@ -18,7 +18,6 @@ from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS
 from vall_e.generation.alignment import read_along
 from vall_e.generation.ar import Candidate
-from vall_e.generation.duration import predict_frames
 from vall_e.generation.nar import fill_levels
 from vall_e.generation.planning import Piece, reseed
 from vall_e.generation.quality import (
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from vall_e.generation.synthesize import Voice
 
 LONGEST = 3.0  # a response may last this many times what its phones take on average, and a second
-OVERTIME = 1.25  # or this many times the duration that was asked for
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,8 @@ class Speaker:
 
     def _attempt(self, pieces: Sequence[Piece]) -> list[Spoken]:
         voice, sampling, seeds = self.voice, self.sampling, [piece.seed for piece in pieces]
-        samples = [self._sample(piece) for piece in pieces]
-        limits = [self._limit(piece) for piece in pieces]
+        samples = [self.sample(piece) for piece in pieces]
+        limits = [self.limit(piece) for piece in pieces]
 
         def wrong(index: int, candidate: Candidate) -> int:
             return len(self._length(candidate, pieces[index]))
@@ -117,7 +115,7 @@ class Speaker:
         ranker = Ranker(voice.model, sampling.rank, samples, wrong, levels, judged)
         self.clock.first_frame, started = None, time.perf_counter()
         with self.clock.on("decode"):
-            frames = self._frames(pieces, samples, limits)
+            frames = [max(1, round(piece.seconds * self.rate)) if piece.timed else None for piece in pieces]
             tell = self._teller(max(limits))
             found = respond(voice.model, samples, sampling, seeds, limits, ranker, tell, frames)
             paths = self._read(samples, [codes for _, codes in found])
@@ -139,26 +137,13 @@ class Speaker:
             out.append(Spoken(codes, wav, candidate.score, tuple(faults), ranker.chosen[i], tail))
         return out
 
-    def _sample(self, piece: Piece) -> Sample:
+    def sample(self, piece: Piece) -> Sample:
         text = self.voice.ids((*piece.before, *piece.chunk.phones))
         return Sample(text, piece.prompt, piece.prefix, language=self.voice.language_id(piece.language))
 
-    def _limit(self, piece: Piece) -> int:
+    def limit(self, piece: Piece) -> int:
         """Frames that a piece may take."""
-        longest = OVERTIME * piece.seconds if piece.timed else 1.0 + LONGEST * piece.seconds
-        return max(1, round(min(self.sampling.max_seconds, longest) * self.rate))
-
-    def _frames(self, pieces: Sequence[Piece], samples: Sequence[Sample], limits: Sequence[int]) -> list[int] | None:
-        """How long each response is to be where a kind must know; None where the model is to say that of all."""
-        modes = KINDS[self.voice.model.config.kind].modes
-        masked = "mask" in modes and (self.sampling.first == "mask" or "ar" not in modes)
-        if not masked or not any(piece.timed for piece in pieces):
-            return None
-        predicted = predict_frames(self.voice.model, samples, limits)
-        return [
-            max(1, round(p.seconds * self.rate)) if p.timed else max(1, frames - p.prefix.shape[1])
-            for p, frames in zip(pieces, predicted, strict=True)
-        ]
+        return max(1, round(min(self.sampling.max_seconds, 1.0 + LONGEST * piece.seconds) * self.rate))
 
     def _teller(self, longest: int) -> Callable[[int, int], None]:
         def tell(frames: int, live: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from vall_e.generation.respond import NoFirstLevelError
 from vall_e.generation.segments import Clock, Speaker, Spoken
 from vall_e.generation.speech import Audio, Reference, Request, Segment, SpeechError, Timings, load_reference
 from vall_e.models.checkpoint import VoiceConfig, load_model
+from vall_e.models.formats import Weights, use_weights
 from vall_e.models.vall_e import VallE
 from vall_e.text.normalize import normalize
 from vall_e.text.phonemes import phonemize
@@ -31,7 +31,6 @@ from vall_e.text.tokenizer import Tokenizer
 STRESS = "ˈˌ"
 TOGETHER = 16  # segments in a batch, if there are not more requests
 OFF_DURATION = 0.15  # share by which the speech may miss the duration that was asked for without a warning
-Weights = Literal["float32", "bfloat16", "float16"]
 
 
 class Voice:
@@ -70,7 +69,7 @@ class Voice:
         Args:
             device: a torch device; ``auto`` is CUDA where there is one.
             attention: as in ``load_model``.
-            weights: how they are kept and computed with; 16 bits halve what is read for each frame.
+            weights: how they are kept and computed with, see ``use_weights``.
             judge: see the class.
 
         Raises:
@@ -78,15 +77,13 @@ class Voice:
             VoiceError: the folder is damaged.
             ValueError: no such format of weights.
         """
-        if weights not in get_args(Weights):
-            raise ValueError(f"weights are {', '.join(get_args(Weights))}, not {weights!r}")
         folder = Path(folder)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, config = load_model(folder, device, attention)
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         codec = load_codec(config.codec, folder / "codec", device)
-        return cls(model.to(getattr(torch, weights)), config, tokenizer, codec, judge)
+        return cls(use_weights(model, weights), config, tokenizer, codec, judge)
 
     @property
     def sample_rate(self) -> int:

@@ -1,0 +1,197 @@
+"""Speech in pieces: the same codes and the same sound as all at once, early, and no longer than it is listened to."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from tests.codecs import small
+from tests.tiny import model_config
+from vall_e.decoding import LevelParams, SamplingConfig
+from vall_e.generation import streaming
+from vall_e.generation.ar import decode
+from vall_e.generation.nar import fill_levels
+from vall_e.generation.streaming import Pace, draw, stream
+from vall_e.generation.synthesize import Request, Voice
+from vall_e.models.checkpoint import VoiceConfig
+from vall_e.models.packing import Sample, pack
+from vall_e.models.vall_e import VallE
+from vall_e.preparation import CodecConfig, EncodeConfig
+from vall_e.text.tokenizer import Tokenizer
+
+CODECS = {"mel": small.mel, "encodec": small.encodec, "dac": small.dac, "fsq": small.Fsq}
+NEAR = {"mel": 0.02, "encodec": 1e-4, "dac": 1e-4, "fsq": 1e-6}  # RMS of the difference over that of the whole
+FRAMES, DEFAULT = 70, Pace()
+SAMPLING = SamplingConfig(ar={"temperature": 1.0}, nar={"temperature": 1.0}, guidance=0.0, candidates=1)
+CAREFUL = SAMPLING.model_copy(update={"temperature": 0.3})
+
+
+def endless(kind: str, codec) -> VallE:
+    """A model with random weights that hardly ever stops by itself."""
+    torch.manual_seed(0)
+    model = VallE(model_config(kind), codec.levels, codec.codes, 9, residual=codec.residual).eval()
+    head = model.heads.first if kind == "ar-depth" else model.heads.heads[0] if kind == "ar+nar" else None
+    if head is not None:
+        with torch.no_grad():
+            head.weight[codec.codes] = 0
+            head.weight[: codec.codes] *= 2
+    return model
+
+
+def prompt(codec, prefix: int = 0) -> Sample:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(codec.codes, size=(codec.levels, 8 + prefix))
+    return Sample(rng.integers(3, 9, size=5), codes[:, :8], codes[:, 8:])
+
+
+def pieces(model, codec, pace=DEFAULT, sample=None, longest=FRAMES, sampling=SAMPLING):
+    found = list(draw(model, codec, sample or prompt(codec), sampling, 3, longest, pace))
+    assert [candidate is None for *_, candidate in found] == [True] * (len(found) - 1) + [False]
+    waves, codes, candidates = zip(*found, strict=True)
+    for wav, part in zip(waves, codes, strict=True):
+        assert wav.dtype == np.float32 and len(wav) == part.shape[1] * codec.hop
+    return waves, np.concatenate(codes, axis=1), candidates[-1]
+
+
+def offline(codec, codes: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return codec.decode(torch.from_numpy(codes)[None])[0, 0].numpy()
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("kind", ["ar-depth", "ar+nar"])
+def test_pieces_are_the_whole_without_a_jump_at_their_joins(kind: str, name: str) -> None:
+    codec = CODECS[name]()
+    model = endless(kind, codec)
+    pace = Pace(first=6.5 / codec.frame_rate, chunk=16.5 / codec.frame_rate)
+    waves, codes, candidate = pieces(model, codec, pace)
+    assert codes.shape[1] > 40 and len(waves) > 3
+    np.testing.assert_array_equal(codes[: model.layout.shown], candidate.codes)
+    whole, joined = offline(codec, codes), np.concatenate(waves)
+    assert np.sqrt(np.mean((joined - whole) ** 2)) < NEAR[name] * np.sqrt(np.mean(whole**2))
+    steps, ends = np.abs(np.diff(joined)), np.cumsum([len(w) for w in waves if len(w)])[:-1]
+    assert steps[ends - 1].max() < np.quantile(np.abs(np.diff(whole)), 0.999) + 1e-5
+
+
+@pytest.mark.parametrize("kind", ["ar-depth", "v2-ar"])
+def test_frames_are_those_of_plain_decoding_and_any_pace_gives_the_same_sound(kind: str) -> None:
+    codec = small.dac()
+    model = endless(kind, codec)
+    (plain,) = decode(model, [prompt(codec)], SAMPLING, [3], [FRAMES])[0]
+    heard = []
+    for first, chunk in ((3, 5), (5, 12), (999, 999)):
+        waves, codes, candidate = pieces(model, codec, Pace(first / codec.frame_rate, chunk / codec.frame_rate))
+        np.testing.assert_array_equal(codes, plain.codes)
+        assert candidate.finished == plain.finished
+        heard.append(np.concatenate(waves))
+    for one, other in pairwise(heard):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
+
+
+def test_levels_of_a_piece_are_made_from_all_frames_so_far_and_stay() -> None:
+    codec = small.Fsq()
+    model, given = endless("ar+nar", codec), prompt(codec, prefix=4)
+    greedy = SAMPLING.model_copy(update={"nar": LevelParams()})
+    _, codes, _ = pieces(model, codec, Pace(0.1, 0.2), given, 25, greedy)  # 5 frames, then 10
+    assert codes.shape == (codec.levels, 25)
+    known = given.response
+    for start, end in ((0, 5), (5, 15), (15, 25)):
+        known = np.concatenate((known, codes[:, start:end]), axis=1)
+        for level in range(1, codec.levels):
+            packed = pack([replace(given, response=known, level=level, mode="level")], model.layout)
+            with torch.no_grad():
+                hidden = model.hidden(packed)[0, int(packed.response[0]) + 1 :]
+            drawn = model.heads(hidden, level, [])[4 + start : 4 + end].argmax(-1)
+            np.testing.assert_array_equal(codes[level, start:end], drawn.numpy())
+    masked = np.full_like(known, codec.codes)
+    masked[0], masked[:, :4] = known[0], given.response
+    (at_once,) = fill_levels(model, [given], [masked], greedy, [0])
+    assert (at_once != known).any(), "the frames behind a piece change nothing: the test proves nothing"
+
+
+@pytest.mark.parametrize("name", ["mel", "encodec", "dac"])
+def test_sound_comes_after_half_a_second_of_frames_at_most(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = CODECS[name]()
+    steps = []
+    real = streaming.Engine.step
+    monkeypatch.setattr(streaming.Engine, "step", lambda self: steps.append(1) or real(self))
+    model = endless("ar-depth", codec)
+    spoken = draw(model, codec, prompt(codec), SAMPLING, 3, round(codec.frame_rate), Pace())
+    wav, *_ = next(spoken)
+    assert len(wav) > 0 and 1 < len(steps) + 1 <= 0.5 * codec.frame_rate
+
+
+def test_a_stream_that_is_closed_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, engines = small.Fsq(), []
+    real = streaming.Engine.add
+    monkeypatch.setattr(streaming.Engine, "add", lambda self, *a: engines.append(weakref.ref(self)) or real(self, *a))
+    spoken = draw(endless("ar-depth", codec), codec, prompt(codec), SAMPLING, 3, FRAMES, Pace())
+    next(spoken)
+    assert engines[0]() is not None
+    spoken.close()
+    gc.collect()
+    assert engines[0]() is None
+
+
+def test_the_shortest_speech_and_none_at_all() -> None:
+    codec = small.encodec()
+    model = endless("ar-depth", codec)
+    waves, codes, candidate = pieces(model, codec, longest=1)
+    assert codes.shape[1] == 1 and sum(map(len, waves)) == codec.hop and not candidate.finished
+    stop = torch.nn.Linear(model.config.dim, codec.codes + 1)
+    with torch.no_grad():
+        stop.weight.zero_()
+        stop.bias.copy_(20.0 * (torch.arange(codec.codes + 1) == codec.codes))
+    model.heads.first = stop
+    waves, codes, candidate = pieces(model, codec)
+    assert [len(w) for w in waves] == [0] and codes.shape[1] == 0 and candidate.finished
+
+
+def voice_of(kind: str, codec) -> Voice:
+    tokenizer = Tokenizer(["a", "b", "c", "d", "e", " "])
+    config = VoiceConfig(
+        model=model_config(kind), levels=codec.levels, codes=codec.codes, phones=len(tokenizer), codec=CodecConfig(),
+        encode=EncodeConfig(), sampling=CAREFUL, language="en-us", with_stress=True, seconds_per_phone=0.1,
+        prompt_seconds=1.0, residual=codec.residual,
+    )  # fmt: skip
+    return Voice(endless(kind, codec), config, tokenizer, codec)
+
+
+def test_requests_follow_one_another_as_they_are_asked_for() -> None:
+    voice, asked = voice_of("ar-depth", small.Fsq()), []
+
+    def requests():
+        for index, phones in enumerate(("abc", "de")):
+            asked.append(index)
+            yield Request(phones=tuple(phones), seed=index)
+
+    chunks = []
+    for chunk in stream(voice, requests()):
+        assert asked == [0] if not any(c.final for c in chunks) else [0, 1]
+        chunks.append(chunk)
+    ends = np.cumsum([len(c.wav) / c.sample_rate for c in chunks])
+    np.testing.assert_allclose([c.start for c in chunks], [0, *ends[:-1]], atol=1e-9)
+    assert [bool(c.warnings) for c in chunks] == [c.final for c in chunks], "the tiny model never stops: it is told"
+    assert sum(c.final for c in chunks) == 2 and "cut off after" in chunks[-1].warnings[0]
+    alone = np.concatenate([c.wav for c in stream(voice, Request(phones=("d", "e"), seed=1))])
+    first = next(i for i, c in enumerate(chunks) if c.final)
+    np.testing.assert_array_equal(np.concatenate([c.wav for c in chunks[first + 1 :]]), alone)
+    np.testing.assert_allclose(alone, voice.speak_batch([Request(phones=("d", "e"), seed=1)])[0].wav, atol=1e-6)
+
+
+def test_a_kind_that_draws_all_frames_at_once_gives_a_request_in_one_piece() -> None:
+    voice = voice_of("v2-nar", small.Fsq())
+    (chunk,) = stream(voice, Request(phones=("a", "b")))
+    assert chunk.final and len(chunk.wav) == chunk.codes.shape[1] * voice.codec.hop > 0
+
+
+@pytest.mark.parametrize("wrong", [{"first": 0}, {"chunk": -1}, {"chunk": float("nan")}, {"look_ahead": -0.1}])
+def test_a_pace_that_cannot_be_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="stream"):
+        Pace(**wrong)

@@ -1,0 +1,199 @@
+"""Speech while it is being drawn: sound in pieces, the first one early.
+
+Frames come left to right. Kinds whose rows show level 0 only get their other levels piece by piece: a pass sees text,
+prompt and all frames so far, and what was given out stays. Sound is made from the pieces with the frames around them
+(``vall_e.codecs.stream``), so that in a row they are what the codec makes of all codes at once, within its tolerance.
+
+Dimensions: L levels, l levels shown by a causal row, T frames, N samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vall_e.codecs.base import Codec
+from vall_e.decoding import SamplingConfig
+from vall_e.family import KINDS
+from vall_e.generation.engine import Candidate, Engine
+from vall_e.generation.nar import fill_levels
+from vall_e.models.packing import Sample
+from vall_e.models.vall_e import VallE
+
+if TYPE_CHECKING:
+    from vall_e.generation.synthesize import Request, Voice
+
+FIRST_SECONDS, CHUNK_SECONDS = 0.16, 0.5
+
+
+@dataclass(frozen=True)
+class AudioChunk:
+    """A piece of speech.
+
+    Attributes:
+        wav: float32 [N].
+        sample_rate: Hz.
+        start: seconds from the beginning of the stream.
+        codes: int64 [L, T] that it was made from.
+        final: the last piece of its request.
+        warnings: what a listener should know, on the final piece.
+    """
+
+    wav: np.ndarray
+    sample_rate: int
+    start: float
+    codes: np.ndarray
+    final: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How early and how often.
+
+    Attributes:
+        first: seconds of the first piece. It comes after these and the look-ahead have been drawn.
+        chunk: seconds of each later one.
+        look_ahead: seconds drawn behind a piece before it is made; None takes what the codec needs for nobody to hear
+            the difference.
+
+    Raises:
+        ValueError: a piece without length, or a look back.
+    """
+
+    first: float = FIRST_SECONDS
+    chunk: float = CHUNK_SECONDS
+    look_ahead: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("first", "chunk"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"the {name} piece of a stream lasts some seconds, not {getattr(self, name)}")
+        if self.look_ahead is not None and not 0 <= self.look_ahead < math.inf:
+            raise ValueError(f"a stream looks 0 seconds ahead or more, not {self.look_ahead}")
+
+
+def stream(
+    voice: Voice,
+    requests: Request | Iterable[Request],
+    sampling: SamplingConfig | None = None,
+    pace: Pace | None = None,
+) -> Iterator[AudioChunk]:
+    """Speak requests one after the other, each in pieces as it is drawn.
+
+    One candidate is drawn, the first of ``voice.speak``: what was heard cannot be taken back for a better one. Kinds
+    that draw all frames at once (demasking) give each request in a single piece. Closing the iterator ends decoding.
+
+    Args:
+        requests: one, or any number; the next one is asked for when the one before has been spoken.
+        sampling: by default the voice's own settings.
+        pace: when sound is made.
+
+    Raises:
+        SpeechError: while iterating, as ``voice.speak`` does.
+    """
+    sampling = (sampling or voice.config.sampling).model_copy(update={"candidates": 1})
+    modes = KINDS[voice.config.model.kind].modes
+    at_once = "ar" not in modes or ("mask" in modes and sampling.first == "mask")
+    start = 0.0
+    for request in requests if isinstance(requests, Iterable) else [requests]:
+        pieces = _whole(voice, request, sampling) if at_once else _pieces(voice, request, sampling, pace or Pace())
+        for piece in pieces:
+            yield replace(piece, start=start)
+            start += len(piece.wav) / piece.sample_rate
+
+
+def _whole(voice: Voice, request: Request, sampling: SamplingConfig) -> Iterator[AudioChunk]:
+    speech = voice.speak(request, sampling)
+    yield AudioChunk(speech.wav, speech.sample_rate, 0.0, speech.codes, True, speech.warnings)
+
+
+def _pieces(voice: Voice, request: Request, sampling: SamplingConfig, pace: Pace) -> Iterator[AudioChunk]:
+    (sample,), (longest,), (notes,) = voice._samples([request], sampling)
+    for wav, codes, candidate in draw(voice.model, voice.codec, sample, sampling, request.seed, longest, pace):
+        piece = AudioChunk(wav, voice.sample_rate, 0.0, codes)
+        if candidate is None:
+            yield piece
+        else:
+            yield replace(piece, final=True, warnings=[*notes, *_complaints(candidate, voice.codec.frame_rate)])
+
+
+def _complaints(candidate: Candidate, frame_rate: float) -> list[str]:
+    if candidate.codes.shape[1] == 0:
+        return ["the model stopped at once: no audio"]
+    if not candidate.finished:
+        seconds = candidate.codes.shape[1] / frame_rate
+        return [f"cut off after {seconds:.1f} s: the model did not stop by itself"]
+    return []
+
+
+def draw(
+    model: VallE, codec: Codec, sample: Sample, sampling: SamplingConfig, seed: int, longest: int, pace: Pace
+) -> Iterator[tuple[np.ndarray, np.ndarray, Candidate | None]]:
+    """One prompt as pieces of sound.
+
+    Args:
+        sample: what to speak; a response that it holds already is a prefix to go on from, which is not given out.
+        sampling: one candidate of an autoregressive kind.
+        longest: frames after which it is cut off.
+
+    Yields:
+        wav float32 [N], its codes int64 [L, T], and on the last piece, whose N may be 0, what became of the row.
+    """
+    rate = codec.frame_rate
+    waves = codec.stream(None if pace.look_ahead is None else round(pace.look_ahead * rate))
+    engine = Engine(model, sampling)
+    (ticket,) = engine.add([sample], [seed], [longest])
+    (row,) = ticket.rows
+    levels = _Levels(model, sample, sampling, seed)
+    wanted = max(1, int(pace.first * rate)) + waves.look_ahead
+    heard = 0
+    while True:
+        if row.done or row.count - levels.known >= wanted:
+            done = row.done
+            with torch.inference_mode():
+                new = torch.from_numpy(levels.grow(row.codes))[None].to(model.device)
+                wav = waves.push(new, last=done)[0, 0].float().cpu().numpy()
+            frames = round(len(wav) / codec.sample_rate * rate)
+            if frames or done:
+                codes = levels.codes[:, heard : heard + frames]
+                yield wav, codes, ticket.candidates()[0] if done else None
+                heard, wanted = heard + frames, max(1, int(pace.chunk * rate))
+            if done:
+                return
+        engine.step()
+
+
+class _Levels:
+    """All levels of the frames that were drawn, and what is in front of them."""
+
+    def __init__(self, model: VallE, sample: Sample, sampling: SamplingConfig, seed: int) -> None:
+        self.model, self.sample, self.sampling, self.seed = model, sample, sampling, seed
+        self.passes = "level" in KINDS[model.config.kind].modes
+        self.all = sample.response[: model.layout.levels if self.passes else model.layout.shown]
+
+    @property
+    def codes(self) -> np.ndarray:
+        """int64 [L, T] without what was in front."""
+        return self.all[:, self.sample.response.shape[1] :]
+
+    @property
+    def known(self) -> int:
+        """T."""
+        return self.codes.shape[1]
+
+    def grow(self, drawn: np.ndarray) -> np.ndarray:
+        """The frames that are new in ``drawn`` int64 [l, T], with all their levels."""
+        known = self.known
+        new = np.full((len(self.all), drawn.shape[1] - known), self.model.layout.codes, dtype=np.int64)
+        new[: len(drawn)] = drawn[:, known:]
+        self.all = np.concatenate((self.all, new), axis=1)
+        if self.passes and new.shape[1]:
+            seed = self.seed + known  # or every piece draws the same noise
+            (self.all,) = fill_levels(self.model, [self.sample], [self.all], self.sampling, [seed])
+        return self.codes[:, known:]
