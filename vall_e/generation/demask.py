@@ -21,6 +21,7 @@ from vall_e.family import by_order
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 from vall_e.sampling.chain import sample
+from vall_e.sampling.draw import exponential
 from vall_e.sampling.guidance import guide
 
 
@@ -105,7 +106,7 @@ class _Row:
     ) -> None:
         """Predict what is masked on ``levels`` from log-probabilities [l, T, n]; mask again what is least sure."""
         masked = self.codes == self.n
-        noise = torch.empty(log_p.shape).exponential_(generator=self.generator).clamp_(min=1e-20)
+        noise = exponential(log_p.shape, self.generator)
         shape = log_p.shape[:2]
         drawn = sample(
             log_p.flatten(0, 1), noise.flatten(0, 1), temperature=temperature, top_k=config.top_k, top_p=config.top_p
@@ -113,7 +114,7 @@ class _Row:
         codes = torch.where(masked, drawn, self.codes)
         # How sure: of the prediction itself, before filters and temperature.
         sure = log_p.gather(-1, codes.clamp(max=self.n - 1)[..., None])[..., 0]
-        gumbel = -torch.empty(shape).exponential_(generator=self.generator).clamp_(min=1e-20).log()
+        gumbel = -exponential(shape, self.generator).log()
         sure = sure + config.choice_temperature * (1 - step / steps) * gumbel
         if config.order == "frame":
             sure = torch.where(self.open, sure, 0.0).sum(0, keepdim=True).expand(shape)

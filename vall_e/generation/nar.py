@@ -15,6 +15,7 @@ from vall_e.decoding import SamplingConfig
 from vall_e.models.packing import IGNORE, Sample, pack
 from vall_e.models.vall_e import VallE
 from vall_e.sampling.chain import sample
+from vall_e.sampling.draw import exponential
 
 
 @torch.inference_mode()
@@ -49,6 +50,6 @@ def fill_levels(
                 continue
             at = packed.target[i, level] != IGNORE
             logits = model.heads(model.heads.prepare(hidden[i, at]), level, []).float()
-            draws = torch.empty(logits.shape).exponential_(generator=generators[i]).to(logits.device)
+            draws = exponential(logits.shape, generators[i]).to(logits.device)
             codes[level] = sample(logits, draws, **sampling.nar.filters).cpu().numpy()
     return out
