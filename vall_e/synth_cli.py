@@ -74,7 +74,7 @@ def add_synth(commands: Any) -> None:
         "--weights",
         choices=WEIGHTS,
         default="float32",
-        help="how weights are kept: 16 bits halve what is read for each frame, 8 bits quarter it (default: float32)",
+        help="16 bits halve what is read for each frame, 8 bits quarter it (default: float32)",
     )
     synth.add_argument("--json", action="store_true", help="print one JSON object: segments, timings, warnings")
     synth.set_defaults(run=_synth)

@@ -60,6 +60,24 @@ def test_stop_ends_a_row_and_the_limit_is_reported() -> None:
     assert all(c[0].codes.shape[1] <= 1 for c in cut)
 
 
+def test_settings_of_both_passes_reach_the_decoder() -> None:
+    model, prompts = build("ar+nar"), make_prompts(1)
+
+    def length(**settings: object) -> int:
+        ar = SamplingParams(**({"temperature": 0.0, "banned": (0,)} | settings))
+        codes = decode(model, prompts, GREEDY.model_copy(update={"ar": ar}), [0], [30])[0][0].codes
+        assert not (codes == 0).any()
+        return codes.shape[1]
+
+    assert length(length_penalty=100.0, banned=(0, CODES)) == 30 > length(length_penalty=-100.0) == 1
+    first = [np.ones((1, 40), dtype=np.int64)]
+    greedy, hot, again = (
+        fill_levels(model, prompts, first, SamplingConfig(nar=nar), [0])[0]
+        for nar in ({}, {"temperature": 9.0}, {"temperature": 9.0, "top_k": 1})
+    )
+    assert np.array_equal(greedy, again) and not np.array_equal(greedy, hot)
+
+
 def test_repetition_penalty_reaches_the_decoder() -> None:
     model, prompts = build(), make_prompts(1)
     with torch.no_grad():

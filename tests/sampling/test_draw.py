@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from scipy.stats import kstest
 
 from tests.sampling.logits import make_logits, make_noise
-from vall_e.sampling.draw import draw
+from vall_e.sampling.draw import MOST, draw, exponential
 from vall_e.sampling.noise import RowNoise
 
 CPU = torch.device("cpu")
@@ -17,6 +18,13 @@ def test_draws_follow_the_distribution_at_a_temperature() -> None:
         drawn = draw(logits.expand(20_000, 6), make_noise(20_000, 6), temperature)
         share = torch.bincount(drawn, minlength=6) / 20_000
         torch.testing.assert_close(share, (logits[0] / temperature).softmax(-1), atol=0.015, rtol=0)
+
+
+def test_noise_is_exponential_positive_and_finite() -> None:
+    noise = exponential((300, 1000), torch.Generator().manual_seed(0)).flatten()
+    assert noise.min() > 0 and noise.max() <= MOST
+    assert kstest(noise.numpy(), "expon").pvalue > 0.01
+    assert exponential((0, 4), torch.Generator()).shape == (0, 4)
 
 
 def test_without_noise_the_greatest_is_drawn_and_what_cannot_be_never_is() -> None:

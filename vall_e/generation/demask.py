@@ -23,6 +23,7 @@ from vall_e.models.packing import Layout, Sample
 from vall_e.models.parallel import ParallelPasses
 from vall_e.models.vall_e import VallE
 from vall_e.sampling.chain import sample
+from vall_e.sampling.draw import exponential
 from vall_e.sampling.guidance import guide
 
 SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the steps done → share still masked (2202.04200, 3.3)
@@ -198,8 +199,7 @@ class _Rows:
         if not wanted:
             return torch.ones(sum(counts), width, device=frames.device)
         drawn = [
-            torch.empty(count, width).exponential_(generator=generator)
-            for count, generator in zip(counts, self.generators, strict=True)
+            exponential((count, width), generator) for count, generator in zip(counts, self.generators, strict=True)
         ]
         return torch.cat(drawn).clamp_(min=1e-20).to(frames.device)
 

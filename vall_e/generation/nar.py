@@ -15,6 +15,7 @@ from vall_e.models.packing import Sample
 from vall_e.models.parallel import ParallelPasses
 from vall_e.models.vall_e import VallE
 from vall_e.sampling.chain import sample
+from vall_e.sampling.draw import exponential
 
 
 @torch.inference_mode()
@@ -48,8 +49,8 @@ def fill_levels(
         hidden = passes(codes, "level", level)[wanted]
         logits = model.heads(model.heads.prepare(hidden), level, []).float()
         noise = [
-            torch.empty(count, layout.codes).exponential_(generator=generator)
+            exponential((count, layout.codes), generator)
             for count, generator in zip(wanted.sum(1).tolist(), generators, strict=True)
         ]
-        codes[:, level][wanted] = sample(logits, torch.cat(noise).clamp_(min=1e-20).to(device), **sampling.nar.filters)
+        codes[:, level][wanted] = sample(logits, torch.cat(noise).to(device), **sampling.nar.filters)
     return [row[:, :length] for row, length in zip(codes.cpu().numpy(), frames, strict=True)]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vall_e.sampling.draw import exponential
+
 
 class RowNoise:
     """Exponential(1) noise with a generator per row: what a row draws does not depend on its batch.
@@ -30,9 +32,9 @@ class RowNoise:
         for row, (at, have) in enumerate(zip(self._at, self._have, strict=True)):
             if have - at < count:
                 rest = have - at
-                fresh = torch.empty(self.chunk, *self.shape).exponential_(generator=self.generators[row])
+                fresh = exponential((self.chunk, *self.shape), self.generators[row])
                 self._drawn[row, :rest] = self._drawn[row, at:have].clone()
-                self._drawn[row, rest : rest + self.chunk] = fresh.clamp_(min=1e-20).to(self.device)
+                self._drawn[row, rest : rest + self.chunk] = fresh.to(self.device)
                 self._at[row], self._have[row] = 0, rest + self.chunk
         if len(set(self._at)) == 1:
             return self._drawn[:, self._at[0] : self._at[0] + count]
