@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from benchmarks.decode import batches, memory, plots, speculation, speed, streaming
 from benchmarks.decode.bench import TINY, Bench, Options, preset_sizes, sized
-from benchmarks.decode.steps import FORMATS
+from vall_e.models.formats import FORMATS
 
 FIGURES: dict[str, Callable[[Bench], Any]] = {
     "cached_over_uncached": speed.cached_over_uncached,

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from benchmarks.decode.steps import use_weights
 from vall_e.config import read_yaml
 from vall_e.family import ModelConfig
+from vall_e.models.formats import use_weights
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
 
@@ -114,16 +114,16 @@ class Bench:
 
     options: Options
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _models: dict[tuple[Size, str], VallE] = field(default_factory=dict)
+    _models: dict[tuple[Size, str | None], VallE] = field(default_factory=dict)
 
-    def model(self, size: Size, weights: str = "float32") -> VallE:
-        """A model of ``options``, its weights in a format of ``use_weights``."""
+    def model(self, size: Size, weights: str | None = "float32") -> VallE:
+        """A model of ``options``, its weights in a format of ``use_weights``; None: as it was trained."""
         key = (size, weights)
         if key not in self._models:
-            if weights == "float32":
+            if weights is None:
                 self._models[key] = build(getattr(self.options, size), self.options.codes)
             else:
-                self._models[key] = use_weights(copy.deepcopy(self.model(size)), weights)
+                self._models[key] = use_weights(copy.deepcopy(self.model(size, None)), weights)
         return self._models[key]
 
     def forget(self, *sizes: Size) -> None:

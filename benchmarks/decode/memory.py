@@ -15,8 +15,9 @@ import psutil
 import torch
 
 from benchmarks.decode.bench import Bench, build, prompts
-from benchmarks.decode.steps import run, use_weights
+from benchmarks.decode.steps import run
 from vall_e.family import ModelConfig
+from vall_e.models.formats import use_weights, weight_bytes
 
 FRAME_RATE = 75.0
 METHOD = (
@@ -67,11 +68,10 @@ def _measure(work: dict) -> dict[str, int]:
     run(model, prompt, [work["frames"]])
     peak = _peak()
     positions = model.layout.length(prompt[0]) + work["frames"]
-    stored = {t.data_ptr(): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}
     cache = model.backbone.new_cache(1, positions, model.dtype, torch.device("meta")).bytes
     return {
         "peak_growth_bytes": peak - before,
-        "weights_bytes": sum(stored.values()),
+        "weights_bytes": weight_bytes(model),
         "cache_bytes": cache,
         "frames": work["frames"],
     }

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.decode.bench import Bench, prompts
-from benchmarks.decode.steps import decode, plain, use_weights
+from benchmarks.decode.steps import plain
 from vall_e.family import KINDS
+from vall_e.generation.ar import decode
 from vall_e.models.checkpoint import load_config, load_model
+from vall_e.models.formats import use_weights
 from vall_e.models.packing import IGNORE, Sample, pack
 from vall_e.models.vall_e import VallE
 from vall_e.text.normalize import normalize

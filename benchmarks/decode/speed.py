@@ -12,8 +12,9 @@ import torch
 from benchmarks.decode import quality
 from benchmarks.decode.bench import Bench, Size
 from benchmarks.decode.peers import Peer
-from benchmarks.decode.steps import FORMATS, Stepper, run
+from benchmarks.decode.steps import Stepper, run
 from benchmarks.decode.timing import ReadBandwidth, interleaved, median_ratio, seconds
+from vall_e.models.formats import FORMATS
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 
@@ -73,7 +74,7 @@ def over_hf_generate(bench: Bench) -> dict[str, float]:
         ("ref_fp32", "ref", 1, "float32"),
         ("ref_best", "ref", 1, options.best),
     ):
-        peer, model, tokens = Peer(bench.model(size)), bench.model(size, weights), bench.tokens(size)
+        peer, model, tokens = Peer(bench.model(size, None)), bench.model(size, weights), bench.tokens(size)
         difference, prompts = peer.check(), bench.prompts(batch, ragged=False)
         cache, speeds = peer.best_cache(prompts, max(2, tokens // 2))
         ours, theirs = interleaved(

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 
 from vall_e.decoding import SamplingConfig, SamplingParams, SpeculationConfig
+from vall_e.generation.ar import decode
+from vall_e.generation.engine import Engine
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
-
-if find_spec("vall_e.generation.engine"):
-    from vall_e.generation.ar import decode
-    from vall_e.generation.engine import Engine
-else:
-    from benchmarks.decode.standin import Engine, decode
-if find_spec("vall_e.nn.formats"):
-    from vall_e.nn.formats import use_weights
-
-    FORMATS = ("float32", "bfloat16", "float16", "int8")
-else:
-    FORMATS = ("float32",)
-
-    def use_weights(model: VallE, weights: str) -> VallE:
-        """The one format that there is."""
-        if weights not in FORMATS:
-            raise ValueError(f"weights in {weights} are not built: take {', '.join(FORMATS)}")
-        return model
 
 
 def plain(temperature: float = 1.0, speculation: SpeculationConfig | None = None) -> SamplingConfig:

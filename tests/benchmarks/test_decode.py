@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,7 +51,6 @@ def test_every_figure_is_measured_under_its_name_and_drawn(
     assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.skipif(find_spec("vall_e.generation.streaming") is None, reason="there is no streaming yet")
 def test_streams_are_measured(capsys: pytest.CaptureFixture) -> None:
     assert main([*SMALL, "--only", ",".join(STREAMED)]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -22,6 +22,9 @@ from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS
 from vall_e.generation.engine import Candidate, Engine
 from vall_e.generation.nar import fill_levels
+from vall_e.generation.planning import pause_after, plan
+from vall_e.generation.quality import faults_of_length
+from vall_e.generation.segments import Clock, Speaker
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
 
@@ -87,7 +90,8 @@ def stream(
     """Speak requests one after the other, each in pieces as it is drawn.
 
     One candidate is drawn, the first of ``voice.speak``: what was heard cannot be taken back for a better one. Kinds
-    that draw all frames at once (demasking) give each request in a single piece. Closing the iterator ends decoding.
+    that draw all frames at once (demasking) give each request in a single piece. Long texts come segment after segment,
+    with their pauses. Closing the iterator ends decoding.
 
     Args:
         requests: one, or any number; the next one is asked for when the one before has been spoken.
@@ -109,27 +113,28 @@ def stream(
 
 
 def _whole(voice: Voice, request: Request, sampling: SamplingConfig) -> Iterator[AudioChunk]:
-    speech = voice.speak(request, sampling)
+    (speech,) = voice.speak_batch([request], sampling)
     yield AudioChunk(speech.wav, speech.sample_rate, 0.0, speech.codes, True, speech.warnings)
 
 
 def _pieces(voice: Voice, request: Request, sampling: SamplingConfig, pace: Pace) -> Iterator[AudioChunk]:
-    (sample,), (longest,), (notes,) = voice._samples([request], sampling)
-    for wav, codes, candidate in draw(voice.model, voice.codec, sample, sampling, request.seed, longest, pace):
-        piece = AudioChunk(wav, voice.sample_rate, 0.0, codes)
-        if candidate is None:
-            yield piece
-        else:
-            yield replace(piece, final=True, warnings=[*notes, *_complaints(candidate, voice.codec.frame_rate)])
-
-
-def _complaints(candidate: Candidate, frame_rate: float) -> list[str]:
-    if candidate.codes.shape[1] == 0:
-        return ["the model stopped at once: no audio"]
-    if not candidate.finished:
-        seconds = candidate.codes.shape[1] / frame_rate
-        return [f"cut off after {seconds:.1f} s: the model did not stop by itself"]
-    return []
+    segments, warnings = plan(voice, 0, request, sampling)
+    speaker, rate = Speaker(voice, sampling, Clock()), voice.codec.frame_rate
+    for number, segment in enumerate(segments, 1):
+        sample, longest = speaker.sample(segment), speaker.limit(segment)
+        for wav, codes, candidate in draw(voice.model, voice.codec, sample, sampling, segment.seed, longest, pace):
+            piece = AudioChunk(wav, voice.sample_rate, 0.0, codes)
+            if candidate is None:
+                yield piece
+                continue
+            faults = faults_of_length(candidate.codes.shape[1], candidate.finished, segment.seconds * rate, rate)
+            where = f"segment {number} ({segment.chunk.text!r}): " if len(segments) > 1 else ""
+            warnings = [*warnings, *(where + fault.message for fault in faults)]
+            if number == len(segments):
+                yield replace(piece, final=True, warnings=warnings)
+                continue
+            silence = round(pause_after(segment.chunk.mark, sampling) * voice.sample_rate)
+            yield replace(piece, wav=np.pad(wav, (0, silence)))
 
 
 def draw(

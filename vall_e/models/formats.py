@@ -12,6 +12,7 @@ from vall_e.models.vall_e import VallE
 from vall_e.nn.int8 import Int8Linear
 
 Weights = Literal["float32", "bfloat16", "float16", "int8"]
+FORMATS: tuple[Weights, ...] = get_args(Weights)
 SMALLEST = 64  # narrower layers gain nothing from 8 bits
 
 
@@ -26,8 +27,8 @@ def use_weights(model: VallE, weights: Weights = "float32") -> VallE:
     Raises:
         ValueError: another format.
     """
-    if weights not in get_args(Weights):
-        raise ValueError(f"there is no weight format {weights!r}: take one of {', '.join(get_args(Weights))}")
+    if weights not in FORMATS:
+        raise ValueError(f"there is no weight format {weights!r}: take one of {', '.join(FORMATS)}")
     model.eval().requires_grad_(False)
     model.backbone.fuse()
     if weights == "int8":
