@@ -122,10 +122,13 @@ class DemaskConfig(Section):
 
 
 class SpeculationConfig(Section):
-    """Frames drafted by the first layers and checked by all of them (2404.16710); needs train.layerskip to pay."""
+    """Frames that something quick drafts and the whole model checks: the same speech, sooner.
 
-    exit_layer: PositiveInt = Field(description="how many layers draft")
-    draft: PositiveInt = Field(4, description="frames drafted before they are checked")
+    The first layers draft (2404.16710; they need train.layerskip to be of use), or a smaller voice (2211.17192).
+    """
+
+    exit_layer: PositiveInt | None = Field(None, description="how many layers draft; null: a smaller voice does")
+    draft: PositiveInt = Field(8, description="frames drafted at most; how many follows from what was accepted")
 
 
 class BeamConfig(Section):

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vall_e.usage import UsageError, voice_folder
+from vall_e.usage import add_seed, add_voice, checked_seed, load_voice
 
 if TYPE_CHECKING:
     from vall_e.generation.recording import Changed
@@ -50,38 +50,21 @@ def _command(commands: Any, name: str, run: Any, about: str) -> argparse.Argumen
     command.add_argument(
         "-o", "--output", type=Path, default=Path("out.wav"), metavar="FILE", help="wave file to write"
     )
-    command.add_argument("--model", type=Path, metavar="DIR", help="a trained voice; by default the newest in models/")
-    command.add_argument("--seed", type=int, help="the same seed gives the same speech (default: the model's)")
     command.add_argument("--language", metavar="NAME", help="espeak-ng language of the text (default: the voice's)")
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    add_seed(command)
+    add_voice(command)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=run)
     return command
 
 
-def _voice(arguments: argparse.Namespace) -> tuple[Voice, int]:
-    """The voice and the seed."""
-    if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
-        raise UsageError(f"--seed must be between 0 and 2^63 - 1, not {arguments.seed}")
-    folder = voice_folder(arguments.model)
-    from vall_e.generation.synthesize import Voice
-
-    try:
-        voice = Voice.load(folder, device=arguments.device)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{folder} cannot be loaded: {error}") from None
-    return voice, voice.config.sampling.seed if arguments.seed is None else arguments.seed
-
-
 def _edit(arguments: argparse.Namespace) -> int:
-    from vall_e.audio import load, probe, save_like
-    from vall_e.generation.edit import edit
+    from vall_e.audio import probe, save_like
 
     def work(voice: Voice, seed: int) -> Changed:
-        wav, rate = load(arguments.recording)
-        changed = edit(
-            voice, wav, rate, arguments.start, arguments.end, arguments.text, arguments.seconds, arguments.noise, seed,
-            language=arguments.language,
+        changed = voice.edit(
+            arguments.recording, arguments.start, arguments.end, arguments.text, seconds=arguments.seconds,
+            noise=arguments.noise, seed=seed, language=arguments.language,
         )  # fmt: skip
         if (channels := probe(arguments.recording).channels) > 1:
             changed.warnings.append(f"the {channels} channels became one")
@@ -91,45 +74,33 @@ def _edit(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from vall_e.generation.convert import convert
-
     def work(voice: Voice, seed: int) -> Changed:
-        source, reference = (_loaded(path, voice) for path in (arguments.recording, arguments.ref_audio))
-        return convert(
-            voice, source, reference, arguments.text, arguments.mask, seed, language=arguments.language
+        return voice.convert(
+            arguments.recording, arguments.ref_audio, arguments.text, mask=arguments.mask, seed=seed,
+            language=arguments.language,
         )  # fmt: skip
 
     return _run(arguments, work)
 
 
 def _clean(arguments: argparse.Namespace) -> int:
-    from vall_e.generation.convert import separate
-
     task = {"speech": "ns", "noise": "sr"}[arguments.keep]
-    return _run(arguments, lambda voice, seed: separate(voice, _loaded(arguments.recording, voice), task, seed=seed))
+    return _run(arguments, lambda voice, seed: voice.separate(arguments.recording, task, seed=seed))
 
 
 def _extract(arguments: argparse.Namespace) -> int:
-    from vall_e.generation.convert import separate
-
-    def work(voice: Voice, seed: int) -> Changed:
-        source, reference = (_loaded(path, voice) for path in (arguments.recording, arguments.ref_audio))
-        return separate(voice, source, "tse", reference, seed)
-
-    return _run(arguments, work)
-
-
-def _loaded(path: Path, voice: Voice) -> Any:
-    from vall_e.audio import load
-
-    return load(path, voice.sample_rate)[0]
+    return _run(
+        arguments, lambda voice, seed: voice.separate(arguments.recording, "tse", arguments.ref_audio, seed=seed)
+    )
 
 
 def _run(arguments: argparse.Namespace, work: Any, save: Any = None) -> int:
     """Do ``work`` with the voice, save what comes out, and tell."""
     from vall_e.audio import save_wav
 
-    voice, seed = _voice(arguments)
+    given = checked_seed(arguments)
+    voice = load_voice(arguments)
+    seed = voice.config.sampling.seed if given is None else given
     try:
         changed = work(voice, seed)
         if save is None:

@@ -13,18 +13,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vall_e.usage import UsageError, add_sampling, sampling_given, sampling_of, voice_folder
+from vall_e.usage import (
+    UsageError,
+    add_sampling,
+    add_seed,
+    add_voice,
+    checked_seed,
+    load_voice,
+    sampling_given,
+    sampling_of,
+    voice_folder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+
     from vall_e.decoding import SamplingConfig
     from vall_e.generation.speech import Audio
+    from vall_e.generation.streaming import AudioChunk
     from vall_e.generation.synthesize import Voice
     from vall_e.jobs import Job, Result
 
 STANDARD = "-"  # the standard input or output in place of a file
-WEIGHTS = ("float32", "bfloat16", "float16", "int8")
 OF_ONE = ("ref_audio", "ref_text", "language", "output", "duration", "speed")
 
 
@@ -42,7 +54,6 @@ def add_synth(commands: Any) -> None:
         "out, and duration and speed exclude one another); the result is DIR/a.wav and a JSON line on the standard "
         "output.",
     )
-    synth.add_argument("--model", type=Path, metavar="DIR", help="a trained voice; by default the newest below models/")
     what = synth.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", help="what to say")
     what.add_argument("--text-file", metavar="FILE", help="what to say, UTF-8, of any length; - is the standard input")
@@ -67,22 +78,37 @@ def add_synth(commands: Any) -> None:
     )
     synth.add_argument("--out-dir", type=Path, metavar="DIR", help="with --batch: folder of the wave files")
     synth.add_argument("--batch-size", type=int, default=16, metavar="N", help="jobs spoken at once (default: 16)")
-    synth.add_argument("--seed", type=int, help="the same seed gives the same speech (default: the voice's)")
+    add_seed(synth)
     add_sampling(synth)
-    synth.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    add_voice(synth)
+    faster = synth.add_mutually_exclusive_group()
+    faster.add_argument(
+        "--draft",
+        type=Path,
+        metavar="DIR",
+        help="a smaller voice of the same codes and phones that drafts for this one: the same speech, sooner (needs "
+        "--guidance 0 --candidates 1)",
+    )
+    faster.add_argument(
+        "--exit-layer",
+        type=int,
+        metavar="N",
+        help="the same with the first N layers of a voice that learned early exits",
+    )
     synth.add_argument(
-        "--weights",
-        choices=WEIGHTS,
-        default="float32",
-        help="16 bits halve what is read for each frame, 8 bits quarter it (default: float32)",
+        "--beam", type=int, metavar="N", help="search with N hypotheses instead of drawing (needs --candidates 1)"
+    )
+    synth.add_argument(
+        "--stream",
+        action="store_true",
+        help="with -o -: pour sound out while it is drawn, one candidate, no retries",
     )
     synth.add_argument("--json", action="store_true", help="print one JSON object: segments, timings, warnings")
     synth.set_defaults(run=_synth)
 
 
 def _synth(arguments: argparse.Namespace) -> int:
-    if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
-        raise UsageError(f"--seed must be between 0 and 2^63 - 1, not {arguments.seed}")
+    checked_seed(arguments)
     if arguments.batch is not None:
         jobs = _jobs(arguments)
         return _speak_many(arguments, *_voice(arguments), jobs)
@@ -97,6 +123,10 @@ def _text(arguments: argparse.Namespace) -> str:
         raise UsageError(f"--out-dir belongs to --batch; with {name} name the file with -o")
     if arguments.ref_audio is None:
         raise UsageError(f"{name} needs --ref-audio, a recording of the voice")
+    if arguments.stream and arguments.output != STANDARD:
+        raise UsageError("--stream pours sound out as it comes: give -o -")
+    if arguments.stream and (arguments.duration is not None or arguments.continue_ref):
+        raise UsageError("--stream knows neither --duration nor --continue-ref")
     if arguments.output == STANDARD and arguments.json:
         raise UsageError("--json and -o - both write to the standard output: name a file with -o")
     text = arguments.text if arguments.text is not None else _read(arguments.text_file)
@@ -138,15 +168,17 @@ def _jobs(arguments: argparse.Namespace) -> list[Job | Result]:
 def _voice(arguments: argparse.Namespace) -> tuple[Voice, SamplingConfig]:
     folder, given = voice_folder(arguments.model), sampling_given(arguments)
     given |= {} if arguments.seed is None else {"seed": arguments.seed}
+    given |= {} if arguments.beam is None else {"beam": {"width": arguments.beam}}
+    if arguments.draft is not None or arguments.exit_layer is not None:
+        given |= {"speculation": {"exit_layer": arguments.exit_layer}}
 
-    from vall_e.generation.synthesize import Voice
     from vall_e.models.checkpoint import load_config
 
     try:
         sampling = sampling_of(given, load_config(folder).sampling)  # before the weights: a wrong number costs no time
-        voice = Voice.load(folder, device=arguments.device, weights=arguments.weights)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{folder} cannot be loaded: {error}") from None
+    voice = load_voice(arguments, draft=arguments.draft)
     if sampling.rank == "recogniser":
         from vall_e.evaluation.judge import WordJudge
 
@@ -155,6 +187,8 @@ def _voice(arguments: argparse.Namespace) -> tuple[Voice, SamplingConfig]:
 
 
 def _speak_one(arguments: argparse.Namespace, voice: Voice, sampling: SamplingConfig, text: str) -> int:
+    if arguments.stream:
+        return _stream(arguments, voice, sampling, text)
     output = arguments.output or "out.wav"
     name = Path(output).stem
     try:
@@ -182,6 +216,31 @@ def _speak_one(arguments: argparse.Namespace, voice: Voice, sampling: SamplingCo
         parts = f", {len(audio.segments)} segments" if len(audio.segments) > 1 else ""
         print(f"{output}: {audio.seconds:.2f} s, {audio.frames} frames{parts}, real-time factor {factor:.2f}")
     return 0
+
+
+def _stream(arguments: argparse.Namespace, voice: Voice, sampling: SamplingConfig, text: str) -> int:
+    from vall_e.audio import play_to
+
+    print(f"vall-e: s16le at {voice.sample_rate} Hz, one channel", file=sys.stderr)
+    chunks = voice.stream(
+        text, arguments.ref_audio, language=arguments.language, speed=arguments.speed or 1.0, sampling=sampling
+    )
+    try:
+        play_to(sys.stdout.buffer, _told(chunks))
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        print(f"vall-e: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _told(chunks: Iterator[AudioChunk]) -> Iterator[np.ndarray]:
+    """The sound of the chunks; their warnings go to the standard error."""
+    for chunk in chunks:
+        yield chunk.wav
+        for warning in chunk.warnings:
+            print(f"vall-e: {warning}", file=sys.stderr)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vall_e.usage import UsageError, voice_folder
+from vall_e.usage import UsageError, add_voice, load_voice
 
 if TYPE_CHECKING:
     from vall_e.generation.transcribe import Transcript
@@ -29,34 +29,27 @@ def add_transcribe(commands: Any) -> None:
         "in seconds and the mean log-probability of a phone, which says how sure the voice is.",
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recordings of any format and rate")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="a voice; by default the newest below models/")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--phones", action="store_true", help="phones, words apart by two spaces")
     form.add_argument("--words", action="store_true", help="words (default where the voice learned them)")
     parser.add_argument("--language", metavar="NAME", help="espeak-ng language that is spoken (default: the voice's)")
     parser.add_argument("--json", action="store_true", help="one JSON object a file")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    add_voice(parser)
     parser.set_defaults(run=_transcribe)
 
 
 def _transcribe(arguments: argparse.Namespace) -> int:
-    folder = voice_folder(arguments.model)
-    from vall_e.audio import AudioError, load
-    from vall_e.generation.synthesize import Voice
-    from vall_e.generation.transcribe import TranscribeError, transcribe
+    from vall_e.audio import AudioError
+    from vall_e.generation.transcribe import TranscribeError
 
-    try:
-        voice = Voice.load(folder, device=arguments.device)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{folder} cannot be loaded: {error}") from None
+    voice = load_voice(arguments)
     words = arguments.words or (not arguments.phones and "un-phn" in voice.config.model.all_tasks)
     failed = 0
     for file in arguments.files:
         try:
-            wav, _ = load(file, voice.sample_rate)
-            (found,) = transcribe(voice, [wav], words=words, language=arguments.language)
+            found = voice.transcribe(file, words=words, language=arguments.language)
         except TranscribeError as error:
-            raise UsageError(f"{folder}: {error}") from None
+            raise UsageError(str(error)) from None
         except AudioError as error:
             print(f"vall-e: {error}", file=sys.stderr)
             failed += 1

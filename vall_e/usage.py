@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 if TYPE_CHECKING:
     from vall_e.decoding import SamplingConfig
+    from vall_e.generation.synthesize import Voice
 
+WEIGHTS = ("float32", "bfloat16", "float16", "int8")  # as in ``vall_e.models.formats``, which needs torch
 MODELS = Path("models")
 GENERAL = (
     "guidance",
@@ -38,6 +40,47 @@ def voice_folder(given: Path | None) -> Path:
     if not is_model(given):
         raise UsageError(f"{given} is no trained voice (model.safetensors, config.json and tokenizer.json)")
     return given
+
+
+def add_voice(parser: argparse.ArgumentParser) -> None:
+    """Options that say which voice is loaded, where and how; see ``load_voice``."""
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="a trained voice; by default the newest below models/"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="float32",
+        help="how weights are kept: 16 bits halve what is read for each frame, 8 bits quarter it (default: float32)",
+    )
+
+
+def load_voice(arguments: argparse.Namespace, **options: Any) -> Voice:
+    """The voice that the options of ``add_voice`` name; ``options`` are further ones of ``Voice.load``.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    folder = voice_folder(arguments.model)
+    from vall_e.generation.synthesize import Voice
+
+    try:
+        return Voice.load(folder, device=arguments.device, weights=arguments.weights, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{folder} cannot be loaded: {error}") from None
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """``--seed``; see ``checked_seed``."""
+    parser.add_argument("--seed", type=int, help="the same seed gives the same speech (default: the voice's)")
+
+
+def checked_seed(arguments: argparse.Namespace) -> int | None:
+    """What ``--seed`` says. Raises UsageError for a number that seeds nothing."""
+    if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
+        raise UsageError(f"--seed must be between 0 and 2^63 - 1, not {arguments.seed}")
+    return arguments.seed
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

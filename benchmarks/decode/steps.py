@@ -16,7 +16,7 @@ from vall_e.models.vall_e import VallE
 def plain(temperature: float = 1.0, speculation: SpeculationConfig | None = None) -> SamplingConfig:
     """One candidate from the model alone, as ``transformers`` draws it."""
     ar = SamplingParams(temperature=temperature)
-    return SamplingConfig(ar=ar, guidance=0.0, candidates=1, speculation=speculation)
+    return SamplingConfig(ar=ar, guidance=0.0, candidates=1, retries=0, speculation=speculation)
 
 
 def run(
@@ -41,7 +41,7 @@ class Stepper:
     def __init__(self, model: VallE, prompts: Sequence[Sample], longest: int) -> None:
         with torch.inference_mode():
             self.engine = Engine(model, plain())
-            self.engine.add(prompts, list(range(len(prompts))), [longest] * len(prompts))
+            self.engine.add(prompts, list(range(len(prompts))), [longest + 1] * len(prompts))  # one is drawn here
         self.rows = len(prompts)
 
     def step(self, count: int = 1) -> None:

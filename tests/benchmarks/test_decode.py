@@ -84,7 +84,7 @@ def test_a_click_where_chunks_meet_is_seen_and_frames_before_the_first_are_count
 
 
 def test_the_peer_is_the_same_network_and_a_changed_one_is_noticed() -> None:
-    peer = Peer(bench().model("tiny"))
+    peer = Peer(bench().model("tiny", None))
     assert peer.check() < 1e-4
     assert peer.generate(bench().prompts(2, ragged=False), 5, "static").shape == (2, 5)
     peer.model.model.layers[1].mlp.down_proj.weight = torch.nn.Parameter(

@@ -86,8 +86,8 @@ def test_repetition_penalty_reaches_the_decoder() -> None:
         GREEDY.model_copy(update={"ar": SamplingParams(temperature=0.0, repetition_penalty=p)}) for p in (1, 50)
     )
     plain, harsh = (decode(model, prompts, settings, [0], [CODES])[0][0].codes[0] for settings in penalties)
-    assert len(set(plain.tolist())) < len(set(harsh.tolist()))
-    assert len(plain) == len(harsh) == CODES
+    assert len(set(plain.tolist())) < len(plain)
+    assert len(set(harsh.tolist())) == len(harsh) > 0
 
 
 def test_levels_are_filled_as_teacher_forcing_would() -> None:

@@ -95,7 +95,7 @@ def test_the_commands(tmp_path, capsys, monkeypatch) -> None:
     source, reference, out = (tmp_path / name for name in ("a.wav", "b.wav", "c.wav"))
     soundfile.write(source, SOURCE, 16_000)
     soundfile.write(reference, REFERENCE, 16_000)
-    monkeypatch.setattr(cli, "_voice", lambda arguments: (voice("v2-nar", ("tts", "ns", "sr", "tse")), 0))
+    monkeypatch.setattr(cli, "load_voice", lambda arguments: voice("v2-nar", ("tts", "ns", "sr", "tse")))
     for command in (
         ["convert", source, "--ref-audio", reference, "--mask", 0.3],
         ["clean", source],

@@ -176,7 +176,7 @@ def test_the_same_seed_says_the_same_and_no_brackets_are_needed_where_both_sides
 def test_the_command_leaves_the_rest_of_the_file_as_it_is(subtype: str, tmp_path, capsys, monkeypatch) -> None:
     import vall_e.edit_cli as cli
 
-    monkeypatch.setattr(cli, "_voice", lambda arguments: (voice("v2-nar"), 0))
+    monkeypatch.setattr(cli, "load_voice", lambda arguments: voice("v2-nar"))
     source, out = tmp_path / "in.wav", tmp_path / "out.wav"
     soundfile.write(
         source, 3.0 * WAV, RATE, subtype=subtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from tests.codecs import small
 from tests.tiny import model_config
-from vall_e.decoding import LevelParams, SamplingConfig
+from vall_e.decoding import LevelParams, SamplingConfig, SamplingParams
 from vall_e.generation import streaming
 from vall_e.generation.ar import decode
 from vall_e.generation.nar import fill_levels
@@ -29,19 +30,23 @@ CODECS = {"mel": small.mel, "encodec": small.encodec, "dac": small.dac, "fsq": s
 NEAR = {"mel": 0.02, "encodec": 1e-4, "dac": 1e-4, "fsq": 1e-6}  # RMS of the difference over that of the whole
 FRAMES, DEFAULT = 70, Pace()
 SAMPLING = SamplingConfig(ar={"temperature": 1.0}, nar={"temperature": 1.0}, guidance=0.0, candidates=1)
-CAREFUL = SAMPLING.model_copy(update={"temperature": 0.3})
+CAREFUL = SAMPLING.model_copy(update={"ar": SamplingParams(temperature=0.3)})
 
 
 def endless(kind: str, codec) -> VallE:
-    """A model with random weights that hardly ever stops by itself."""
+    """A model with random weights that never stops by itself."""
     torch.manual_seed(0)
     model = VallE(model_config(kind), codec.levels, codec.codes, 9, residual=codec.residual).eval()
     head = model.heads.first if kind == "ar-depth" else model.heads.heads[0] if kind == "ar+nar" else None
     if head is not None:
         with torch.no_grad():
-            head.weight[codec.codes] = 0
             head.weight[: codec.codes] *= 2
+    model.heads.register_forward_hook(partial(_going_on, codec.codes))
     return model
+
+
+def _going_on(stop: int, heads: torch.nn.Module, inputs: tuple, logits: torch.Tensor) -> torch.Tensor:
+    return logits.index_fill(-1, torch.tensor([stop]), -1e4) if inputs[1] == 0 else logits
 
 
 def prompt(codec, prefix: int = 0) -> Sample:
@@ -144,11 +149,7 @@ def test_the_shortest_speech_and_none_at_all() -> None:
     model = endless("ar-depth", codec)
     waves, codes, candidate = pieces(model, codec, longest=1)
     assert codes.shape[1] == 1 and sum(map(len, waves)) == codec.hop and not candidate.finished
-    stop = torch.nn.Linear(model.config.dim, codec.codes + 1)
-    with torch.no_grad():
-        stop.weight.zero_()
-        stop.bias.copy_(20.0 * (torch.arange(codec.codes + 1) == codec.codes))
-    model.heads.first = stop
+    model.heads.register_forward_hook(lambda _, __, logits: torch.arange(logits.shape[-1]).expand_as(logits) * 9.0)
     waves, codes, candidate = pieces(model, codec)
     assert [len(w) for w in waves] == [0] and codes.shape[1] == 0 and candidate.finished
 

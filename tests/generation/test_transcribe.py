@@ -16,7 +16,8 @@ from vall_e.audio import save_wav
 from vall_e.cli import main
 from vall_e.decoding import SamplingConfig
 from vall_e.generation.synthesize import Voice
-from vall_e.generation.transcribe import TranscribeError, _rows, log_probabilities, transcribe
+from vall_e.generation.transcribe import TranscribeError, _rows, transcribe
+from vall_e.generation.written import log_probabilities
 from vall_e.models.checkpoint import VoiceConfig, save_model
 from vall_e.models.packing import Sample, pack
 from vall_e.preparation import CodecConfig, EncodeConfig

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vall_e.decoding import SamplingConfig
-from vall_e.generation.ar import Candidate
+from vall_e.generation.engine import Candidate
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 from vall_e.sampling.chain import Chain

@@ -12,14 +12,15 @@ import numpy as np
 
 from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS
+from vall_e.generation.loaded import LoadedVoice
 from vall_e.generation.recording import Changed, change, check_sound, language_id, text_ids
-from vall_e.generation.synthesize import SpeechError, Voice
+from vall_e.generation.speech import SpeechError
 from vall_e.models.packing import Sample
 from vall_e.tasks import TASKS
 
 
 def convert(
-    voice: Voice,
+    voice: LoadedVoice,
     source: np.ndarray,
     reference: np.ndarray,
     text: str | None = None,
@@ -72,7 +73,7 @@ def convert(
 
 
 def separate(
-    voice: Voice,
+    voice: LoadedVoice,
     source: np.ndarray,
     task: str,
     reference: np.ndarray | None = None,

@@ -19,9 +19,11 @@ from vall_e.audio import resample
 from vall_e.decoding import SamplingConfig
 from vall_e.generation import splice as joins
 from vall_e.generation.duration import predict_frames, stop_bounds
+from vall_e.generation.loaded import LoadedVoice
 from vall_e.generation.recording import Changed, best, check_sound, decode, encode, language_id, text_ids
 from vall_e.generation.respond import begins_masked, respond
-from vall_e.generation.synthesize import LONGEST, SpeechError, Voice
+from vall_e.generation.segments import LONGEST
+from vall_e.generation.speech import SpeechError
 from vall_e.models.packing import Sample
 
 FADE = 0.02  # seconds of each cross-fade
@@ -49,7 +51,7 @@ class _Window:
 
 
 def edit(
-    voice: Voice,
+    voice: LoadedVoice,
     wav: np.ndarray,
     rate: int,
     start: float,
@@ -98,7 +100,7 @@ def edit(
 
 
 def _window(
-    voice: Voice, wav: np.ndarray, rate: int, start: float, end: float, longest: float, warnings: list[str]
+    voice: LoadedVoice, wav: np.ndarray, rate: int, start: float, end: float, longest: float, warnings: list[str]
 ) -> _Window:
     """What is around the edit, no longer than in training, with the borders of the edit where it is quiet."""
     around = max(1.0, longest - (end - start)) / 2
@@ -121,7 +123,7 @@ def _window(
 
 
 def _new_codes(
-    voice: Voice,
+    voice: LoadedVoice,
     window: _Window,
     text: str,
     seconds: float | None,
@@ -180,7 +182,7 @@ class _Words:
     up_to: np.ndarray | None
 
     @classmethod
-    def read(cls, voice: Voice, text: str, language: str | None) -> _Words:
+    def read(cls, voice: LoadedVoice, text: str, language: str | None) -> _Words:
         """Raises SpeechError for a text without words, or with brackets that mark none."""
         marked = MARKED.match(text)
         if marked is None and ("[" in text or "]" in text):
@@ -192,7 +194,7 @@ class _Words:
             return cls(ids, None, None)
         return cls(ids, text_ids(voice, marked[2], language), text_ids(voice, marked[1] + marked[2], language))
 
-    def expected_frames(self, voice: Voice, kept: int) -> float:
+    def expected_frames(self, voice: LoadedVoice, kept: int) -> float:
         """What the new words take on average; where nobody marked them, what all take but for ``kept`` frames."""
         per_phone = voice.config.seconds_per_phone * voice.codec.frame_rate
         expected = len(self.all) * per_phone - kept if self.new is None else len(self.new) * per_phone
@@ -213,7 +215,7 @@ class _Words:
 
 
 def _joined(
-    voice: Voice, wav: np.ndarray, rate: int, window: _Window, codes: np.ndarray
+    voice: LoadedVoice, wav: np.ndarray, rate: int, window: _Window, codes: np.ndarray
 ) -> tuple[np.ndarray, int, int]:
     """The recording with the new part in it, and the samples between which it is new."""
     known, per_second = window.codes, voice.codec.frame_rate

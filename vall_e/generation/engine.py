@@ -286,6 +286,8 @@ class _State:
             log_p = logits.log_softmax(-1)
             conditioned, null, states = log_p[0::2], log_p[1::2], states[0::2]
             logits = guide(conditioned, null, engine.sampling.guidance, engine.sampling.guidance_rescale)
+        elif self.remembers:
+            logits = logits.log_softmax(-1)  # penalties weigh log-probabilities, guided or not
         early = [row.count + a < row.shortest for row in self.rows for a in ahead]
         if any(early):
             blocked = torch.tensor(early, device=logits.device)

@@ -16,8 +16,8 @@ from vall_e.generation.chunks import Chunk, Mark, cut, cut_phones
 from vall_e.generation.speech import Request, SpeechError
 
 if TYPE_CHECKING:
+    from vall_e.generation.loaded import LoadedVoice
     from vall_e.generation.segments import Spoken
-    from vall_e.generation.synthesize import Voice
 
 COMMON = 0.7  # of the longest text of training: pieces of a longer one are of a size that was common there
 ATTEMPTS = 1000  # seeds between those of two segments
@@ -49,7 +49,7 @@ class Piece:
     timed: bool
 
 
-def plan(voice: Voice, index: int, request: Request, sampling: SamplingConfig) -> tuple[list[Piece], list[str]]:
+def plan(voice: LoadedVoice, index: int, request: Request, sampling: SamplingConfig) -> tuple[list[Piece], list[str]]:
     """Request number ``index`` in pieces, and warnings.
 
     Raises:
@@ -83,7 +83,7 @@ def plan(voice: Voice, index: int, request: Request, sampling: SamplingConfig) -
     return pieces, warnings
 
 
-def chunks_of(voice: Voice, request: Request, sampling: SamplingConfig) -> list[Chunk]:
+def chunks_of(voice: LoadedVoice, request: Request, sampling: SamplingConfig) -> list[Chunk]:
     """The segments in which a request is spoken; with rolling context there is room for it in what was trained on.
 
     Raises:
@@ -103,7 +103,7 @@ def chunks_of(voice: Voice, request: Request, sampling: SamplingConfig) -> list[
     return found
 
 
-def _cut(voice: Voice, request: Request, language: str, longest: int) -> list[Chunk]:
+def _cut(voice: LoadedVoice, request: Request, language: str, longest: int) -> list[Chunk]:
     if request.phones is not None:
         return cut_phones(request.phones, longest)
     return cut(request.text, longest, lambda texts: voice.phones(texts, language))

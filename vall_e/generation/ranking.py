@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from vall_e.generation.ar import Candidate
-from vall_e.models.packing import Sample, pack
+from vall_e.generation.written import log_probabilities
+from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
 
 FAULT = 5.0  # nats a frame: any candidate without a fault is better than one with it
@@ -54,11 +53,7 @@ def stt_losses(model: VallE, samples: Sequence[Sample]) -> list[float]:
             prompt=sample.prompt[:, :0], response=sample.response[:, :0], spoken=None, level=0, mode="ar",
         ) for sample in samples
     ]  # fmt: skip
-    with torch.inference_mode():
-        packed = pack(rows, model.layout).to(model.device)
-        logits = model.symbol_heads["phones"](model.hidden(packed)).float()
-        losses = F.cross_entropy(logits.transpose(1, 2), packed.written, reduction="none")  # 0 where ignored
-        return (losses.sum(1) / (packed.written >= 0).sum(1)).tolist()
+    return [-p for p in log_probabilities(model, rows)]
 
 
 class Ranker:

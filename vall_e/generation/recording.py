@@ -16,9 +16,10 @@ import torch
 from vall_e.audio import normalize_loudness
 from vall_e.decoding import SamplingConfig
 from vall_e.generation.ar import Candidate
+from vall_e.generation.loaded import LoadedVoice
 from vall_e.generation.respond import begins_masked, respond
+from vall_e.generation.speech import SpeechError
 from vall_e.generation.splice import quietest
-from vall_e.generation.synthesize import SpeechError, Voice
 from vall_e.models.packing import Sample
 
 UNFINISHED = 5.0  # nats: any candidate that stopped by itself is better than one that did not
@@ -60,7 +61,7 @@ def check_sound(wav: np.ndarray, what: str) -> np.ndarray:
     return wav
 
 
-def encode(voice: Voice, wav: np.ndarray) -> tuple[np.ndarray, float]:
+def encode(voice: LoadedVoice, wav: np.ndarray) -> tuple[np.ndarray, float]:
     """Codes int64 [L, T] of float32 ``wav`` [N] at the voice's rate, untrimmed, and the gain that brought it to the
     loudness of the training data."""
     lufs, levelled = voice.config.encode.loudness_lufs, wav
@@ -73,19 +74,19 @@ def encode(voice: Voice, wav: np.ndarray) -> tuple[np.ndarray, float]:
     return codes.cpu().numpy().astype(np.int64), gain
 
 
-def decode(voice: Voice, codes: np.ndarray, gain: float) -> np.ndarray:
+def decode(voice: LoadedVoice, codes: np.ndarray, gain: float) -> np.ndarray:
     """Float32 [N] at the voice's rate from codes int64 [L, T], at the loudness before ``gain``."""
     return voice.to_wave(codes) / np.float32(gain or 1.0)
 
 
-def text_ids(voice: Voice, text: str | None, language: str | None) -> np.ndarray:
+def text_ids(voice: LoadedVoice, text: str | None, language: str | None) -> np.ndarray:
     """Phones int64 [S] of a text; none without one."""
     if not text or not text.strip():
         return np.zeros(0, dtype=np.int64)
     return voice.ids(voice.phones([text], language or voice.config.language)[0])
 
 
-def language_id(voice: Voice, language: str | None) -> int:
+def language_id(voice: LoadedVoice, language: str | None) -> int:
     """Raises SpeechError for a language that the voice does not know."""
     return voice.language_id(language or voice.config.language)
 
@@ -95,7 +96,7 @@ def best(candidates: Sequence[Candidate], _: Sample) -> Candidate:
     return max(candidates, key=lambda c: c.alignment + c.score - UNFINISHED * (not c.finished))
 
 
-def pieces(voice: Voice, wav: np.ndarray, longest: float) -> list[np.ndarray]:
+def pieces(voice: LoadedVoice, wav: np.ndarray, longest: float) -> list[np.ndarray]:
     """``wav`` [N] in pieces of at most ``longest`` seconds, cut where it is quiet."""
     rate, out = voice.sample_rate, []
     size = max(1, int(longest * rate))
@@ -108,7 +109,7 @@ def pieces(voice: Voice, wav: np.ndarray, longest: float) -> list[np.ndarray]:
 
 
 def change(
-    voice: Voice,
+    voice: LoadedVoice,
     wav: np.ndarray,
     make: Callable[[np.ndarray], tuple[Sample, np.ndarray | None]],
     sampling: SamplingConfig,

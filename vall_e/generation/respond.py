@@ -15,6 +15,7 @@ from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS
 from vall_e.generation.alignment import alignment_scores
 from vall_e.generation.ar import Candidate, decode
+from vall_e.generation.beam import beam_search
 from vall_e.generation.demask import demask
 from vall_e.generation.duration import planned_frames, stop_bounds
 from vall_e.generation.nar import fill_levels
@@ -40,6 +41,7 @@ def respond(
     frames: Sequence[int | None] | None = None,
     rates: Sequence[float] | None = None,
     given: Sequence[np.ndarray | None] | None = None,
+    draft: VallE | None = None,
 ) -> list[tuple[Candidate, np.ndarray]]:
     """One response for each prompt.
 
@@ -55,6 +57,7 @@ def respond(
         rates: by demasking, how much faster each is than the model says.
         given: by demasking, whole responses int64 [L, T] in place of prefix and ``frames``, n where a code is to be
             made; what is given stays. None for a row without.
+        draft: left to right, a smaller model that drafts for ``sampling.speculation``.
 
     Returns:
         per prompt the chosen candidate of the first pass, and codes int64 [L or l, T]: all levels where the kind makes
@@ -84,7 +87,7 @@ def respond(
         if given is not None:
             raise ValueError("codes can be given to kinds that demask (nar-len, ar+nar-len, v2-nar), not left to right")
         whole = None
-        candidates = _left_to_right(model, prompts, sampling, seeds, longest, asked, progress)
+        candidates = _left_to_right(model, prompts, sampling, seeds, longest, asked, progress, draft)
     chosen = [choose(c, p) for c, p in zip(candidates, prompts, strict=True)]
     codes = [c.codes for c in chosen]
     if "level" in modes:
@@ -128,10 +131,14 @@ def _left_to_right(
     longest: Sequence[int],
     asked: Sequence[int | None],
     progress: Callable[[int, int], None] | None,
+    draft: VallE | None,
 ) -> list[list[Candidate]]:
     bounds = [(0, most) if wanted is None else stop_bounds(wanted) for wanted, most in zip(asked, longest, strict=True)]
     earliest, latest = ([bound[i] for bound in bounds] for i in range(2))
-    candidates = decode(model, prompts, sampling, seeds, latest, progress, earliest)
+    if sampling.beam is not None:
+        candidates = beam_search(model, prompts, sampling, latest, progress)
+    else:
+        candidates = decode(model, prompts, sampling, seeds, latest, progress, earliest, draft)
     return [_aligned(model, c, p) for c, p in zip(candidates, prompts, strict=True)]
 
 

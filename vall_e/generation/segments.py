@@ -32,7 +32,7 @@ from vall_e.generation.respond import respond
 from vall_e.models.packing import Sample
 
 if TYPE_CHECKING:
-    from vall_e.generation.synthesize import Voice
+    from vall_e.generation.loaded import LoadedVoice
 
 LONGEST = 3.0  # a response may last this many times what its phones take on average, and a second
 
@@ -74,7 +74,11 @@ class Speaker:
     """
 
     def __init__(
-        self, voice: Voice, sampling: SamplingConfig, clock: Clock, progress: Callable[[float], None] | None = None
+        self,
+        voice: LoadedVoice,
+        sampling: SamplingConfig,
+        clock: Clock,
+        progress: Callable[[float], None] | None = None,
     ) -> None:
         self.voice, self.sampling, self.clock, self.progress = voice, sampling, clock, progress
         self.rate = voice.codec.frame_rate
@@ -117,7 +121,7 @@ class Speaker:
         with self.clock.on("decode"):
             frames = [max(1, round(piece.seconds * self.rate)) if piece.timed else None for piece in pieces]
             tell = self._teller(max(limits))
-            found = respond(voice.model, samples, sampling, seeds, limits, ranker, tell, frames)
+            found = respond(voice.model, samples, sampling, seeds, limits, ranker, tell, frames, draft=voice.draft)
             paths = self._read(samples, [codes for _, codes in found])
         if self.clock.first_frame is not None:
             self.clock.spent["prefill"] += self.clock.first_frame - started

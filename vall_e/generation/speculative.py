@@ -47,6 +47,8 @@ def drafter_of(engine: Engine, draft: VallE | None) -> Drafter:
     if model.layout.block > 1 or engine.vocabulary != "codes":
         raise ValueError("sampling.speculation drafts single frames of codes: causal_size 1, and no task that writes")
     if draft is None:
+        if rules.exit_layer is None:
+            raise ValueError("sampling.speculation: set exit_layer, or give a smaller voice that drafts")
         if rules.exit_layer > model.config.layers:
             raise ValueError(f"sampling.speculation.exit_layer: the model has only {model.config.layers} layers")
         return EarlyExit(engine, rules.exit_layer)

@@ -144,6 +144,22 @@ class Audio:
         }  # fmt: skip
 
 
+def load_sound(sound: Reference, sample_rate: int) -> np.ndarray:
+    """A file, or samples float [N] with their rate in Hz, as float32 [N] at ``sample_rate``.
+
+    Raises:
+        AudioError: a file cannot be read, is damaged, or has samples that are no numbers.
+        SpeechError: samples that are not finite.
+    """
+    if not isinstance(sound, tuple):
+        return load(sound, sample_rate)[0]
+    samples, rate = sound
+    samples = np.asarray(samples, dtype=np.float32).reshape(-1)
+    if not np.isfinite(samples).all():
+        raise SpeechError("the recording has samples that are NaN or infinite: give finite ones")
+    return resample(samples, rate, sample_rate)
+
+
 def load_reference(reference: Reference, sample_rate: int) -> np.ndarray:
     """A recording of a voice as float32 [N] at ``sample_rate``.
 
@@ -154,14 +170,7 @@ def load_reference(reference: Reference, sample_rate: int) -> np.ndarray:
         AudioError: a file cannot be read, is damaged, or has samples that are no numbers.
         SpeechError: it is silent or too short to hear a voice in it, or samples that are not finite.
     """
-    if isinstance(reference, tuple):
-        name, (samples, rate) = "the reference", reference
-        samples = np.asarray(samples, dtype=np.float32).reshape(-1)
-        if not np.isfinite(samples).all():
-            raise SpeechError("the reference has samples that are NaN or infinite: give finite ones")
-        wav = resample(samples, rate, sample_rate)
-    else:
-        name, (wav, _) = str(reference), load(reference, sample_rate)
+    name, wav = "the reference" if isinstance(reference, tuple) else str(reference), load_sound(reference, sample_rate)
     seconds, peak = len(wav) / sample_rate, float(np.abs(wav).max(initial=0.0))
     if seconds < MIN_REFERENCE_SECONDS:
         raise SpeechError(f"{name}: {seconds:.2f} s of reference are too short; give {MIN_REFERENCE_SECONDS} s or more")

@@ -25,11 +25,12 @@ from vall_e.generation.nar import fill_levels
 from vall_e.generation.planning import pause_after, plan
 from vall_e.generation.quality import faults_of_length
 from vall_e.generation.segments import Clock, Speaker
+from vall_e.generation.speech import Request
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
 
 if TYPE_CHECKING:
-    from vall_e.generation.synthesize import Request, Voice
+    from vall_e.generation.synthesize import Voice
 
 FIRST_SECONDS, CHUNK_SECONDS = 0.16, 0.5
 

@@ -5,35 +5,42 @@ Dimensions: N samples, L levels, T frames, P prompt frames, S phones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from vall_e.audio import trim_and_level
-from vall_e.codecs.base import Codec, load_codec
+from vall_e.audio import load
 from vall_e.decoding import SamplingConfig
+from vall_e.generation.convert import convert, separate
+from vall_e.generation.edit import edit
 from vall_e.generation.joining import join
+from vall_e.generation.loaded import LoadedVoice
 from vall_e.generation.planning import Piece, going_on, pause_after, plan
 from vall_e.generation.quality import UNSAID
-from vall_e.generation.ranking import Judge, RankError
+from vall_e.generation.ranking import RankError
+from vall_e.generation.recording import Changed
 from vall_e.generation.respond import NoFirstLevelError
 from vall_e.generation.segments import Clock, Speaker, Spoken
-from vall_e.generation.speech import Audio, Reference, Request, Segment, SpeechError, Timings, load_reference
-from vall_e.models.checkpoint import VoiceConfig, load_model
-from vall_e.models.formats import Weights, use_weights
-from vall_e.models.vall_e import VallE
-from vall_e.text.normalize import normalize
-from vall_e.text.phonemes import phonemize
-from vall_e.text.tokenizer import Tokenizer
+from vall_e.generation.speech import (
+    Audio,
+    Reference,
+    Request,
+    Segment,
+    SpeechError,
+    Timings,
+    load_reference,
+    load_sound,
+)
+from vall_e.generation.streaming import AudioChunk, Pace, stream
+from vall_e.generation.transcribe import Transcript, transcribe
 
-STRESS = "ˈˌ"
 TOGETHER = 16  # segments in a batch, if there are not more requests
 OFF_DURATION = 0.15  # share by which the speech may miss the duration that was asked for without a warning
 
 
-class Voice:
+class Voice(LoadedVoice):
     """A trained model with its tokenizer and codec.
 
     >>> from vall_e import Voice
@@ -44,54 +51,8 @@ class Voice:
     >>> audio.save("speech.wav").name
     'speech.wav'
 
-    Args:
-        model, config, tokenizer, codec: as ``load`` reads them.
-        judge: a recogniser, for ``sampling.rank: recogniser`` (``vall_e.evaluation.judge``).
+    Made by ``load``; the arguments are those of ``LoadedVoice``.
     """
-
-    def __init__(
-        self, model: VallE, config: VoiceConfig, tokenizer: Tokenizer, codec: Codec, judge: Judge | None = None
-    ) -> None:
-        self.model, self.config, self.tokenizer, self.codec, self.judge = model, config, tokenizer, codec, judge
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | Path,
-        device: str = "auto",
-        attention: str | None = None,
-        *,
-        weights: Weights = "float32",
-        judge: Judge | None = None,
-    ) -> Voice:
-        """Read the folder that the train stage wrote.
-
-        Args:
-            device: a torch device; ``auto`` is CUDA where there is one.
-            attention: as in ``load_model``.
-            weights: how they are kept and computed with, see ``use_weights``.
-            judge: see the class.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            VoiceError: the folder is damaged.
-            ValueError: no such format of weights.
-        """
-        folder = Path(folder)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, config = load_model(folder, device, attention)
-        tokenizer = Tokenizer.load(folder / "tokenizer.json")
-        codec = load_codec(config.codec, folder / "codec", device)
-        return cls(use_weights(model, weights), config, tokenizer, codec, judge)
-
-    @property
-    def sample_rate(self) -> int:
-        return self.codec.sample_rate
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
 
     def speak(
         self,
@@ -130,6 +91,54 @@ class Voice:
         )  # fmt: skip
         return self.speak_batch([request], sampling, progress)[0]
 
+    def stream(
+        self,
+        text: str,
+        prompt: Reference | None = None,
+        *,
+        seed: int | None = None,
+        language: str | None = None,
+        speed: float = 1.0,
+        sampling: SamplingConfig | None = None,
+        pace: Pace | None = None,
+    ) -> Iterator[AudioChunk]:
+        """As ``speak``, in pieces while it is drawn, one candidate; see ``vall_e.generation.streaming.stream``.
+
+        Args:
+            pace: when pieces come; by default the first one after half a second of speech at most.
+        """
+        sampling = sampling or self.config.sampling
+        prompt = None if prompt is None else load_reference(prompt, self.sample_rate)
+        seed = sampling.seed if seed is None else seed
+        return stream(self, Request(text, prompt, seed=seed, language=language, speed=speed), sampling, pace)
+
+    def transcribe(self, recording: Reference, *, words: bool = False, language: str | None = None) -> Transcript:
+        """What a recording says, by the voice's own ``stt``; see ``vall_e.generation.transcribe.transcribe``."""
+        wav = load_sound(recording, self.sample_rate)
+        return transcribe(self, [wav], words=words, language=language)[0]
+
+    def edit(
+        self, recording: Reference, start: float, end: float, text: str, *, noise: bool = False, **options: Any
+    ) -> Changed:
+        """Other words from ``start`` to ``end`` seconds of a recording, at the recording's own rate; see
+        ``vall_e.generation.edit.edit``."""
+        wav, rate = load(recording) if isinstance(recording, str | Path) else recording
+        return edit(self, wav, rate, start, end, text, noise=noise, **options)
+
+    def convert(self, source: Reference, reference: Reference, text: str | None = None, **options: Any) -> Changed:
+        """What ``source`` says in the voice of ``reference``; see ``vall_e.generation.convert.convert``."""
+        wavs = (load_sound(r, self.sample_rate) for r in (source, reference))
+        return convert(self, *wavs, text, **options)
+
+    def separate(
+        self, source: Reference, task: Literal["ns", "sr", "tse"], reference: Reference | None = None, **options: Any
+    ) -> Changed:
+        """Speech without noise (``ns``), the noise (``sr``), or one of two speakers (``tse``) of a recording; see
+        ``vall_e.generation.convert.separate``."""
+        wav = load_sound(source, self.sample_rate)
+        known = None if reference is None else load_sound(reference, self.sample_rate)
+        return separate(self, wav, task, known, **options)
+
     def speak_batch(
         self,
         requests: Sequence[Request],
@@ -160,53 +169,6 @@ class Voice:
             self._audio(request, mine, heard, note, sampling, clock, len(requests))
             for request, mine, heard, note in zip(requests, pieces, spoken, notes, strict=True)
         ]
-
-    def prompt_codes(self, wav: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """Codes int64 [L, P] of a reference float32 [N] at the voice's rate, and warnings.
-
-        It is trimmed and brought to the loudness of the training data, and cut to the longest prompt of training.
-        """
-        wav = np.asarray(wav, dtype=np.float32).reshape(-1)
-        if wav.size == 0 or not np.isfinite(wav).all() or float(np.abs(wav).max()) < 1e-4:
-            raise SpeechError("the reference recording holds no sound: give one to three seconds of speech")
-        warnings: list[str] = []
-        wav = trim_and_level(wav, self.sample_rate, self.config.encode)
-        if wav.size < 0.2 * self.sample_rate:
-            warnings.append(
-                f"the reference has only {wav.size / self.sample_rate:.2f} s of sound: one to three are better"
-            )
-        with torch.inference_mode():
-            codes = self.codec.encode(torch.from_numpy(wav)[None, None].to(self.device))[0].cpu().numpy()
-        longest = max(1, round(self.config.prompt_seconds * self.codec.frame_rate))
-        if codes.shape[1] > longest:
-            codes = codes[:, :longest]
-        return codes.astype(np.int64), warnings
-
-    def phones(self, texts: Sequence[str], language: str) -> list[list[str]]:
-        """Phones of each text, as the model was trained on them."""
-        said = [normalize(text, language) for text in texts]
-        return phonemize(said, language, self.config.with_stress, self.config.words_apart)
-
-    def ids(self, phones: Sequence[str]) -> np.ndarray:
-        """Token ids int64 [S]; a phone never seen with its stress mark is read without it, or with another one."""
-        known = set(self.tokenizer.phones)
-        plain = {phone.lstrip(STRESS): phone for phone in sorted(known, reverse=True)}
-        read = [phone if phone in known else plain.get(phone.lstrip(STRESS), phone) for phone in phones]
-        return np.array(self.tokenizer.encode(read), dtype=np.int64)
-
-    def language_id(self, language: str) -> int:
-        """Of an espeak-ng language. Raises SpeechError for one that the voice does not know."""
-        try:
-            return self.config.model.language_id(language)
-        except ValueError as error:
-            raise SpeechError(str(error)) from None
-
-    def to_wave(self, codes: np.ndarray) -> np.ndarray:
-        """Codes int64 [L, T] → float32 [N]."""
-        if codes.shape[1] == 0:
-            return np.zeros(0, dtype=np.float32)
-        with torch.inference_mode():
-            return self.codec.decode(torch.from_numpy(codes)[None].to(self.device))[0, 0].float().cpu().numpy()
 
     def _speak_all(
         self,

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from vall_e.audio import normalize_loudness
 from vall_e.decoding import SamplingConfig, SamplingParams
 from vall_e.generation.ar import decode
-from vall_e.models.packing import Sample, pack
-from vall_e.models.vall_e import VallE
+from vall_e.generation.beam import beam_search
+from vall_e.generation.written import log_probabilities
+from vall_e.models.packing import Sample
 from vall_e.pauses import stretches
 from vall_e.text.tokenizer import PAD, WORD_GAP
 
 if TYPE_CHECKING:
-    from vall_e.generation.synthesize import Voice
+    from vall_e.generation.loaded import LoadedVoice
 
 GREEDY = SamplingConfig(ar=SamplingParams(temperature=0.0), guidance=0.0, candidates=1)
 LONGEST = 3.0  # times what a stretch's phones would be on average, and EXTRA
@@ -77,7 +77,7 @@ class Transcript:
 
 
 def transcribe(
-    voice: Voice,
+    voice: LoadedVoice,
     recordings: Sequence[np.ndarray],
     *,
     words: bool = False,
@@ -92,7 +92,7 @@ def transcribe(
         recordings: float32 [N] each, at the voice's sample rate.
         words: go on from phones to words (task ``un-phn``).
         language: espeak-ng language that is spoken; None takes the voice's own.
-        sampling: greedy by default.
+        sampling: greedy by default; its ``beam`` searches.
         longest: seconds that are read at once; longer speech is cut at pauses. None takes what the voice speaks at
             most.
         batch_size: stretches read together.
@@ -111,7 +111,7 @@ def transcribe(
         language_id = voice.config.model.language_id(language or voice.config.language)
     except ValueError as error:
         raise TranscribeError(str(error)) from None
-    limit = voice.config.sampling.max_seconds if longest is None else longest
+    limit = voice.config.longest_text * voice.config.seconds_per_phone if longest is None else longest
     found: list[list[Heard]] = [[] for _ in recordings]
     rows: list[tuple[int, float, float, Sample]] = []
     for index, wav in enumerate(recordings):
@@ -124,7 +124,7 @@ def transcribe(
     return [_worded(voice, t, language_id, sampling, batch_size) for t in out] if words else out
 
 
-def _rows(voice: Voice, wav: np.ndarray, limit: float, language: int) -> list[tuple[float, float, Sample]]:
+def _rows(voice: LoadedVoice, wav: np.ndarray, limit: float, language: int) -> list[tuple[float, float, Sample]]:
     """Start and end in seconds of each stretch of speech, and what the model reads of it."""
     wav, rate = np.asarray(wav, dtype=np.float32), voice.sample_rate
     if wav.ndim != 1 or not np.isfinite(wav).all():
@@ -146,37 +146,28 @@ def _rows(voice: Voice, wav: np.ndarray, limit: float, language: int) -> list[tu
 
 
 def _read(
-    voice: Voice, rows: Sequence[tuple[int, float, float, Sample]], sampling: SamplingConfig
+    voice: LoadedVoice, rows: Sequence[tuple[int, float, float, Sample]], sampling: SamplingConfig
 ) -> list[tuple[np.ndarray, bool, float]]:
     """Phone ids int64 [T] of each row, whether they ended, and their mean log-probability."""
     samples = [sample for *_, sample in rows]
     longest = [round(LONGEST * (end - start) / voice.config.seconds_per_phone) + EXTRA for _, start, end, _ in rows]
-    found = [c[0] for c in decode(voice.model, samples, sampling, [sampling.seed] * len(rows), longest)]
+    if sampling.beam is not None:
+        candidates = beam_search(voice.model, samples, sampling, longest)
+    else:
+        candidates = decode(voice.model, samples, sampling, [sampling.seed] * len(rows), longest)
+    found = [c[0] for c in candidates]
     read = [replace(s, symbols=c.codes[0]) for s, c in zip(samples, found, strict=True)]
     sure = log_probabilities(voice.model, read)
     return [(c.codes[0], c.finished, p) for c, p in zip(found, sure, strict=True)]
 
 
-def log_probabilities(model: VallE, samples: Sequence[Sample]) -> list[float]:
-    """Of what each sample writes and its end: mean over symbols of log p, in nats; one forward.
-
-    Args:
-        samples: R of one task that writes, ``symbols`` included.
-    """
-    with torch.inference_mode():
-        packed = pack(samples, model.layout).to(model.device)
-        logits = model.symbol_heads[samples[0].vocabulary](model.hidden(packed)).float()
-        losses = F.cross_entropy(logits.transpose(1, 2), packed.written, reduction="none")  # 0 where ignored
-        return (-losses.sum(1) / (packed.written >= 0).sum(1)).tolist()
-
-
-def _phones(voice: Voice, ids: np.ndarray) -> tuple[str, ...]:
+def _phones(voice: LoadedVoice, ids: np.ndarray) -> tuple[str, ...]:
     """Phones of ids; the null id is a gap between words where the corpus had single words only."""
     return tuple(phone for i in ids for phone in ([WORD_GAP] if i == PAD else voice.tokenizer.decode([i])))
 
 
 def _worded(
-    voice: Voice, transcript: Transcript, language: int, sampling: SamplingConfig, batch_size: int
+    voice: LoadedVoice, transcript: Transcript, language: int, sampling: SamplingConfig, batch_size: int
 ) -> Transcript:
     """The transcript with a text for each segment."""
     nothing = np.zeros((voice.config.levels, 0), dtype=np.int64)
