@@ -54,6 +54,11 @@ def add_voice(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="how weights are kept: 16 bits halve what is read for each frame, 8 bits quarter it (default: float32)",
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile decoding: the first speech comes half a minute later",
+    )
 
 
 def load_voice(arguments: argparse.Namespace, **options: Any) -> Voice:
@@ -63,10 +68,11 @@ def load_voice(arguments: argparse.Namespace, **options: Any) -> Voice:
         UsageError: it cannot be loaded.
     """
     folder = voice_folder(arguments.model)
+    how = {name: getattr(arguments, name) for name in ("device", "weights", "compile")}
     from vall_e.generation.synthesize import Voice
 
     try:
-        return Voice.load(folder, device=arguments.device, weights=arguments.weights, **options)
+        return Voice.load(folder, **how, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{folder} cannot be loaded: {error}") from None
 

@@ -116,5 +116,6 @@ def test_a_static_cache_refuses_to_overflow_and_attends_to_all_slots_behind_a_ma
     assert cache.mask(1)[:, 0, 0].tolist() == [[True, True, True], [True, True, False]]
     with pytest.raises(ValueError, match="holds 3 positions and 4"):
         cache.begin(2)
-    with pytest.raises(ValueError, match="2 rows of 3 positions"):
-        cache.extend(_filled([1.0], [1], 1), [0])
+    cache.reserve(4)
+    cache.begin(2)
+    assert _held(cache) == [[1.0, 1.1], [2.0]]

@@ -75,6 +75,19 @@ class Backbone(nn.Module, ABC):
         """Make the layers faster for inference, in place, where that can be done; what they compute stays."""
         return
 
+    compiled = False  # steps run compiled, over a cache of static shapes
+
+    def compile_steps(self, backend: str = "inductor") -> None:
+        """Compile the step that decoding repeats, on its first use for each number of rows.
+
+        Args:
+            backend: of ``torch.compile``.
+
+        Raises:
+            ValueError: the backbone's steps cannot be compiled.
+        """
+        raise ValueError(f"{self.config.backbone} cannot be compiled for decoding: take llama, mixtral or transformer")
+
     def auxiliary(self, real: Tensor) -> dict[str, tuple[float, Tensor]]:
         """Losses of the backbone's own after a forward in training, each with its weight: name → (weight, scalar).
 

@@ -7,6 +7,8 @@ D width, H heads, G key/value heads, d = D / H, E inner width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,31 +21,55 @@ from vall_e.nn.rope import turn
 
 
 class FusedNorm(nn.Module):
-    """``nn.RMSNorm`` in four operations, from its Euclidean length: x / hypot(|x|, sqrt(D eps)) * sqrt(D) w."""
+    """``nn.RMSNorm`` from its Euclidean length: x / hypot(|x|, sqrt(D eps)) * sqrt(D) w.
 
-    def __init__(self, norm: nn.RMSNorm) -> None:
+    Args:
+        scaled: False leaves sqrt(D) w to the product behind it (``scale``).
+    """
+
+    def __init__(self, norm: nn.RMSNorm, scaled: bool = True) -> None:
         super().__init__()
         width = norm.weight.numel()
-        self.weight = nn.Parameter(norm.weight.detach() * width**0.5, requires_grad=False)
+        self.weight = nn.Parameter(self.scale(norm), requires_grad=False) if scaled else None
         self.register_buffer("floor", torch.full((), (width * norm.eps) ** 0.5, device=norm.weight.device))
 
+    @staticmethod
+    def scale(norm: nn.RMSNorm) -> Tensor:
+        """sqrt(D) w, [D]."""
+        return norm.weight.detach() * norm.weight.numel() ** 0.5
+
     def forward(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        return (x / torch.hypot(length, self.floor)).to(x.dtype).mul_(self.weight)
+        if x.dtype == torch.float32:
+            x = x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor)
+        else:
+            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+            x = (x / torch.hypot(length, self.floor.float())).to(x.dtype)
+        return x if self.weight is None else x.mul_(self.weight)
 
 
 class FusedLinear(nn.Module):
-    """The outputs of one or more ``nn.Linear``, one after the other: [M, I] → [M, O]."""
+    """The outputs of one or more ``nn.Linear``, one after the other: [M, I] → [M, O].
 
-    def __init__(self, *layers: nn.Linear) -> None:
+    Args:
+        scale: [I], by which inputs are multiplied first; None for none.
+    """
+
+    def __init__(self, *layers: nn.Linear, scale: Tensor | None = None) -> None:
         super().__init__()
-        weights = [layer.weight.detach() for layer in layers]
-        self.weight = nn.Parameter(weights[0] if len(weights) == 1 else torch.cat(weights), requires_grad=False)
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        weight = weight if scale is None else weight * scale
+        self.transposed = nn.Parameter(weight.t(), requires_grad=False)  # a view: rows of outputs, as they were
         bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = torch.mm(x, self.weight.t())
+    @property
+    def weight(self) -> Tensor:
+        """[O, I]."""
+        return self.transposed.t()
+
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """[M, I] → [M, O], added to ``onto`` [M, O] where that is given."""
+        out = torch.mm(x, self.transposed) if onto is None else torch.addmm(onto, x, self.transposed)
         return out if self.bias is None else out.add_(self.bias)
 
 
@@ -54,14 +80,25 @@ class FusedBlock(nn.Module):
         super().__init__()
         attention, feedforward = block.attention, block.feedforward
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
-        self.attention_norm, self.feedforward_norm = FusedNorm(block.attention_norm), FusedNorm(block.feedforward_norm)
         self.backend = attention.backend
-        self.qkv, self.o = FusedLinear(attention.q, attention.k, attention.v), FusedLinear(attention.o)
+        self.attention_norm = FusedNorm(block.attention_norm, scaled=False)
+        self.qkv = FusedLinear(attention.q, attention.k, attention.v, scale=FusedNorm.scale(block.attention_norm))
+        self.o = FusedLinear(attention.o)
         swiglu = type(feedforward) is SwiGLU
+        self.feedforward_norm = FusedNorm(block.feedforward_norm, scaled=not swiglu)
         self.inner = feedforward.gate.out_features if swiglu else None
-        self.gate_up = FusedLinear(feedforward.gate, feedforward.up) if swiglu else None
+        scale = FusedNorm.scale(block.feedforward_norm)
+        self.gate_up = FusedLinear(feedforward.gate, feedforward.up, scale=scale) if swiglu else None
         self.down = FusedLinear(feedforward.down) if swiglu else None
         self.feedforward = None if swiglu else feedforward
+        self._bound: tuple[Callable[..., Tensor] | None, ...] | None = None
+
+    def _parts(self) -> tuple[Callable[..., Tensor] | None, ...]:
+        """What the modules compute, without the search and the hooks of each call."""
+        if self._bound is None:
+            modules = (self.attention_norm, self.qkv, self.o, self.feedforward_norm, self.gate_up, self.down)
+            self._bound = tuple(None if module is None else module.forward for module in modules)
+        return self._bound
 
     def forward(
         self,
@@ -72,10 +109,11 @@ class FusedBlock(nn.Module):
         layer: int = 0,
     ) -> Tensor:
         """As of ``Attention``, with ``angles`` for ``turn``: [B, T, D] → [B, T, D]."""
+        attention_norm, qkv, o, feedforward_norm, gate_up, down = self._parts()
         batch, length, width = x.shape
         x = x.reshape(-1, width)
         heads, turned, dim = self.heads, self.heads + self.kv_heads, self.head_dim
-        out = self.qkv(self.attention_norm(x))
+        out = qkv(attention_norm(x))
         if length == 1:
             out = out.view(batch, -1, 1, dim)
         else:
@@ -89,12 +127,12 @@ class FusedBlock(nn.Module):
             k, v = cache.write(layer, k, v)
         out = attend_grouped(q, k, v, mask, backend)
         out = out if length == 1 else out.transpose(1, 2)
-        x = x + self.o(out.reshape(-1, heads * dim))
-        y = self.feedforward_norm(x)
-        if self.gate_up is None:
+        x = o(out.reshape(-1, heads * dim), x)
+        y = feedforward_norm(x)
+        if gate_up is None:
             return x.view(batch, length, width) + self.feedforward(y.view(batch, length, width))
-        y = self.gate_up(y)
-        x = x + self.down(F.silu(y[:, : self.inner]).mul_(y[:, self.inner :]))
+        y = gate_up(y)
+        x = down(F.silu(y[:, : self.inner]).mul_(y[:, self.inner :]), x)
         return x.view(batch, length, width)
 
 

@@ -59,6 +59,7 @@ class Llama(Backbone):
         super().__init__(config)
         self.fused = False
         self._table: Tensor | None = None
+        self._compiled: Callable[..., Tensor] | None = None
         self.blocks = nn.ModuleList(self.block() for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.initialise(("attention.o.weight", "down.weight"))
@@ -105,6 +106,24 @@ class Llama(Backbone):
             x = block(x, angles, seen, cache, layer)
             yield x
 
+    def forward(self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None) -> Tensor:
+        if self._compiled is None or cache is None or cache.empty:
+            return super().forward(x, positions, mask, cache)
+        angles = self.angles(positions, cache, x.dtype)
+        return self._compiled(x, angles, visible(mask, x.shape[1], cache, None, x.device), cache)
+
+    def _step(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, seen: Tensor, cache: KVCache) -> Tensor:
+        for layer, block in enumerate(self.blocks):
+            x = block(x, angles, seen, cache, layer)
+        return self.norm(x)
+
+    def compile_steps(self, backend: str = "inductor") -> None:
+        graphs = backend == "inductor" and self.blocks[0].attention_norm.weight.is_cuda
+        mode = "reduce-overhead" if graphs else None  # CUDA graphs
+        self._compiled = torch.compile(self._step, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+        self.compiled = True
+
     def new_cache(self, rows: int, size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         config = self.config
-        return KVCache(config.layers, rows, config.kv_heads, size, config.dim // config.heads, dtype, device)
+        sizes = (config.layers, rows, config.kv_heads, size, config.dim // config.heads)
+        return KVCache(*sizes, dtype, device, static=self.compiled)

@@ -53,6 +53,7 @@ class Row:
         limit: frames or symbols after which it is cut off.
         shortest: frames or symbols before which it may not stop.
         done: nothing more will come.
+        told: its score is what it will be.
         finished: it stopped by itself.
         score: see ``Candidate``, once it is done.
     """
@@ -61,6 +62,7 @@ class Row:
     limit: int
     shortest: int = 0
     done: bool = False
+    told: bool = False
     finished: bool = False
     score: float = 0.0
     _frames: list[np.ndarray] = field(default_factory=list)
@@ -78,11 +80,12 @@ class Row:
 
     def take(self, block: np.ndarray, stop: int) -> None:
         """Go on with ``block`` int64 [l, k], up to the first ``stop`` on level 0 or the limit."""
-        ends = np.flatnonzero(block[0] == stop)
-        room = self.limit - self._count
-        if len(ends) and ends[0] < room:
-            block, self.finished = block[:, : ends[0]], True
-        block = block[:, :room]
+        if block.shape[1] > 1 or block[0, 0] == stop:
+            ends = np.flatnonzero(block[0] == stop)
+            room = self.limit - self._count
+            if len(ends) and ends[0] < room:
+                block, self.finished = block[:, : ends[0]], True
+            block = block[:, :room]
         self._frames.append(block)
         self._count += block.shape[1]
         self.done = self.finished or self._count >= self.limit
@@ -134,6 +137,7 @@ class Engine:
         layout, codes = model.layout, vocabulary == "codes"
         self.stop, self.block = layout.stop(vocabulary), layout.block if codes else 1
         self.shown = layout.shown if codes else 1
+        self.static = model.backbone.compiled
         self.rows: list[Row] = []
         self.cache: Cache | None = None
         self.guided = False
@@ -176,7 +180,7 @@ class Engine:
             with torch.inference_mode():
                 (self.drafter or self).advance()
                 self._leave()
-        return len(self.rows)
+        return sum(not row.done for row in self.rows)
 
     def _add(self, prompts: Sequence[Sample], seeds: Sequence[int], bounds: Sequence[tuple[int, int]]) -> list[Ticket]:
         model, layout, count, device = self.model, self.model.layout, self.sampling.candidates, self.model.device
@@ -189,6 +193,9 @@ class Engine:
         if self.cache is None or not self.rows:
             self.cache = model.backbone.new_cache(0, packed.symbol.shape[1], model.dtype, device)
         self.cache.extend(fresh, share)
+        if self.static:
+            most = max((row.limit - row.count for row in self.rows), default=0)
+            self.cache.reserve(max(self.cache.known) + max(most, *(limit for limit, _ in bounds)) + self.block)
         tickets = [Ticket([Row(self.shown, *bound) for _ in range(count)]) for bound in bounds]
         rows = [row for ticket in tickets for row in ticket.rows]
         streams = [(seed * 1_000_003 + c) % 2**63 for seed in seeds for c in range(count)]
@@ -223,8 +230,10 @@ class Engine:
         if len(live) == len(self.rows):
             return
         for row, score in zip(self.rows, self.state.scores.tolist(), strict=True):
-            if row.done:
-                row.score = score / max(1, row.count)
+            if row.done and not row.told:
+                row.score, row.told = score / max(1, row.count), True
+        if self.static and 2 * len(live) > len(self.rows):
+            return  # a step is compiled for each number of rows: let there be few
         tail = iter(slot for slot in live if slot >= len(live))
         order = [slot if not self.rows[slot].done else next(tail) for slot in range(len(live))]
         self.rows = [self.rows[slot] for slot in order]
@@ -266,8 +275,9 @@ class _State:
         self.noise.skip(len(frames))
         codes = torch.stack(frames, dim=-1) if len(frames) > 1 else frames[0][..., None]
         for row, block in zip(self.rows, codes.cpu().numpy(), strict=True):
-            row.take(block, self.engine.stop)
-        return codes
+            if not row.done:
+                row.take(block, self.engine.stop)
+        return codes.clamp(max=self.engine.stop - 1) if self.engine.static else codes
 
     def frame(self, hidden: Tensor, noise: Tensor, ahead: Sequence[int], model: VallE | None = None) -> Tensor:
         """Codes int64 [M, l] of frames that may be drawn at once, from ``hidden`` [M or 2M, D] and noise [M, l, V]; the
@@ -288,8 +298,8 @@ class _State:
             logits = guide(conditioned, null, engine.sampling.guidance, engine.sampling.guidance_rescale)
         elif self.remembers:
             logits = logits.log_softmax(-1)  # penalties weigh log-probabilities, guided or not
-        early = [row.count + a < row.shortest for row in self.rows for a in ahead]
-        if any(early):
+        if any(row.count < row.shortest for row in self.rows):
+            early = [row.count + a < row.shortest for row in self.rows for a in ahead]
             blocked = torch.tensor(early, device=logits.device)
             logits = logits.clone()
             logits[:, engine.stop].masked_fill_(blocked, -torch.inf)

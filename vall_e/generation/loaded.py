@@ -57,6 +57,7 @@ class LoadedVoice:
         weights: Weights = "float32",
         judge: Judge | None = None,
         draft: str | Path | None = None,
+        compile: bool = False,
     ) -> Self:
         """Read the folder that the train stage wrote.
 
@@ -66,6 +67,8 @@ class LoadedVoice:
             weights: how they are kept and computed with, see ``use_weights``.
             judge: see the class.
             draft: folder of a smaller voice that drafts, see the class.
+            compile: compile the step that decoding repeats (``torch.compile``; CUDA graphs on a GPU, a C++ compiler is
+                needed on a CPU). The first speech takes half a minute more.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -79,7 +82,10 @@ class LoadedVoice:
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         codec = load_codec(config.codec, folder / "codec", device)
         smaller = None if draft is None else use_weights(load_model(draft, device, attention)[0], weights)
-        return cls(use_weights(model, weights), config, tokenizer, codec, judge, smaller)
+        use_weights(model, weights)
+        if compile:
+            model.backbone.compile_steps()
+        return cls(model, config, tokenizer, codec, judge, smaller)
 
     @property
     def sample_rate(self) -> int:

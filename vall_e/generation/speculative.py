@@ -105,7 +105,8 @@ class Drafter(ABC):
         same = (found[:, :-1] == torch.stack(drafts, dim=1)).all(-1)
         taken = (1 + same.cumprod(1).sum(1)).tolist()
         for row, block, frames in zip(engine.rows, found.transpose(1, 2).cpu().numpy(), taken, strict=True):
-            row.take(block[:, :frames], engine.stop)
+            if not row.done:
+                row.take(block[:, :frames], engine.stop)
         engine.cache.rewind([past + frames for past, frames in zip(before, taken, strict=True)])
         state.noise.skip(taken)
         last = torch.tensor(taken, device=found.device) - 1

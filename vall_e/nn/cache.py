@@ -133,8 +133,8 @@ class KVCache(Cache):
     Args:
         layers, rows, heads, size, dim: layers, B, G, S, d.
         dtype, device: of the buffers.
-        static: shapes and addresses never change, for ``torch.compile`` and CUDA graphs: every forward attends to all S
-            slots behind a mask, and running out of slots is an error.
+        static: shapes and addresses change only when rows join or leave, for ``torch.compile`` and CUDA graphs: every
+            forward attends to all S slots behind a mask, and running out of slots is an error (see ``reserve``).
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class KVCache(Cache):
         rows, _, length, dim = keys.shape
         out = []
         for buffer, new in ((self.tensors["keys"][layer], keys), (self.tensors["values"][layer], values)):
-            live = buffer if len(buffer) == rows else buffer[:rows]
+            live = buffer if buffer.shape[0] == rows else buffer[:rows]
             if self._slots is None:
                 live.narrow(2, self.used - length, length).copy_(new)
             else:
@@ -226,13 +226,16 @@ class KVCache(Cache):
         before, used = len(self.known), max((other.known[row] for row in rows), default=0)
         after, capacity = before + len(rows), len(self.tensors["keys"][0])
         if after > capacity or used > self.size:
-            if self.static:
-                raise ValueError(f"the cache holds {capacity} rows of {self.size} positions and more were asked for")
             self._resize(max(after, capacity), max(used, self.size))
         index = self._join(other, rows)
         for name, group in self.tensors.items():
             for buffer, new in zip(group, other.tensors[name], strict=True):
                 buffer[before:after, :, :used] = new[index, :, :used]
+
+    def reserve(self, size: int) -> None:
+        """Room for ``size`` positions of every row."""
+        if size > self.size:
+            self._resize(len(self.tensors["keys"][0]), size)
 
     def _resize(self, rows: int, size: int) -> None:
         """Move what is in use into larger buffers, one after the other."""
@@ -309,7 +312,7 @@ class JointCache(Cache):
     def begin(self, length: int, counts: Tensor | None = None) -> None:
         super().begin(length, counts)
         for part in self.parts.values():
-            part.begin(length, self.counts)
+            part.begin(length, counts)
 
     def end(self) -> None:
         super().end()

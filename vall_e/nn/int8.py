@@ -42,8 +42,12 @@ class Int8Linear(nn.Module):
         """Memory of the weights, with an offset and a scale for each output."""
         return self.out_features * (self.in_features + 8)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., I] → [..., O]."""
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """[..., I] → [..., O], added to ``onto`` [..., O] where that is given."""
+        out = self._product(x)
+        return out if onto is None else out.add_(onto)
+
+    def _product(self, x: Tensor) -> Tensor:
         if self.packed is None:
             return F.linear(x, self.whole.to(x.dtype) * self.scale[:, None].to(x.dtype), self.bias)
         rows = x.reshape(-1, self.in_features).float()
