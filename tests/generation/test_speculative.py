@@ -102,6 +102,9 @@ def test_rows_join_between_drafts(eager: None) -> None:
     model, prompts = _deep("ar-depth"), make_prompts()
     for draft in (None, build(seed=5)):
         engine = Engine(model, _drafting(DRAWN, 2, 3), draft=draft)
+        engine.add(prompts[2:], [1], [2])
+        while engine.step():
+            pass
         (first,) = engine.add(prompts[:1], [7], [12])
         engine.step()
         (second,) = engine.add(prompts[1:2], [8], [9])

@@ -25,7 +25,7 @@ SAMPLING = SamplingConfig(candidates=1, max_seconds=0.3)
 @pytest.fixture(autouse=True)
 def fsq(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the configuration names, the codec is ``Fsq``."""
-    for module in ("corpus.encode", "training.run", "generation.synthesize"):
+    for module in ("corpus.encode", "training.run", "generation.loaded"):
         monkeypatch.setattr(f"vall_e.{module}.load_codec", lambda *_: Fsq())
 
 

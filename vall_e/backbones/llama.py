@@ -68,6 +68,10 @@ class Llama(Backbone):
         """A new block."""
         return Block(self.config)
 
+    def placed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Inputs [B, T, D] with what tells their ``positions``, where attention does not."""
+        return x
+
     def angles(self, positions: Tensor, cache: Cache | None, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """``rotary`` of ``positions`` int64 [B, T]; for fused blocks, ``signed`` and of their dtype."""
         rope, dim = self.config.rope, self.config.dim // self.config.heads
@@ -100,7 +104,7 @@ class Llama(Backbone):
     def states(
         self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None
     ) -> Iterator[Tensor]:
-        angles = self.angles(positions, cache, x.dtype)
+        x, angles = self.placed(x, positions), self.angles(positions, cache, x.dtype)
         seen = visible(mask, x.shape[1], cache, None, x.device)
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, seen, cache, layer)
@@ -109,7 +113,7 @@ class Llama(Backbone):
     def forward(self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None) -> Tensor:
         if self._compiled is None or cache is None or cache.empty:
             return super().forward(x, positions, mask, cache)
-        angles = self.angles(positions, cache, x.dtype)
+        x, angles = self.placed(x, positions), self.angles(positions, cache, x.dtype)
         return self._compiled(x, angles, visible(mask, x.shape[1], cache, None, x.device), cache)
 
     def _step(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, seen: Tensor, cache: KVCache) -> Tensor:
@@ -118,7 +122,7 @@ class Llama(Backbone):
         return self.norm(x)
 
     def compile_steps(self, backend: str = "inductor") -> None:
-        graphs = backend == "inductor" and self.blocks[0].attention_norm.weight.is_cuda
+        graphs = backend == "inductor" and next(self.parameters()).is_cuda
         mode = "reduce-overhead" if graphs else None  # CUDA graphs
         self._compiled = torch.compile(self._step, fullgraph=True, dynamic=False, backend=backend, mode=mode)
         self.compiled = True

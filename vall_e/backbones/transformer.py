@@ -6,8 +6,6 @@ Dimensions: B rows, T positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +14,6 @@ from vall_e.family import ModelConfig
 from vall_e.nn.attention import Attention
 from vall_e.nn.cache import Cache
 from vall_e.nn.feedforward import GELU
-from vall_e.nn.masks import Mask
 from vall_e.nn.sinusoid import sinusoid
 
 
@@ -35,7 +32,5 @@ class Transformer(Llama):
     def angles(self, positions: Tensor, cache: Cache | None, dtype: torch.dtype) -> None:
         return None
 
-    def states(
-        self, x: Tensor, positions: Tensor, mask: Mask | None = None, cache: Cache | None = None
-    ) -> Iterator[Tensor]:
-        yield from super().states(x + sinusoid(positions, x.shape[2]).to(x.dtype), positions, mask, cache)
+    def placed(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x + sinusoid(positions, x.shape[2]).to(x.dtype)

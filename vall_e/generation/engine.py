@@ -192,10 +192,11 @@ class Engine:
         share = [twins * i + t for i in range(len(prompts)) for _ in range(count) for t in range(twins)]
         if self.cache is None or not self.rows:
             self.cache = model.backbone.new_cache(0, packed.symbol.shape[1], model.dtype, device)
+        if self.static or device.type == "cpu":  # elsewhere memory is taken when it is reserved: let it grow
+            left = [row.limit - row.count for row in self.rows] + [limit for limit, _ in bounds]
+            ahead = 1 + self.sampling.speculation.draft if self.drafter is not None else self.block
+            self.cache.reserve(max(self.cache.known + fresh.known) + max(left) + ahead)
         self.cache.extend(fresh, share)
-        if self.static:
-            most = max((row.limit - row.count for row in self.rows), default=0)
-            self.cache.reserve(max(self.cache.known) + max(most, *(limit for limit, _ in bounds)) + self.block)
         tickets = [Ticket([Row(self.shown, *bound) for _ in range(count)]) for bound in bounds]
         rows = [row for ticket in tickets for row in ticket.rows]
         streams = [(seed * 1_000_003 + c) % 2**63 for seed in seeds for c in range(count)]
@@ -237,14 +238,14 @@ class Engine:
         tail = iter(slot for slot in live if slot >= len(live))
         order = [slot if not self.rows[slot].done else next(tail) for slot in range(len(live))]
         self.rows = [self.rows[slot] for slot in order]
+        if self.drafter is not None:
+            self.drafter.keep(order)
         if not order:
             self.cache = None
             return
         self.cache.keep([2 * slot + t for slot in order for t in range(2)] if self.guided else order)
         self.state.keep(order)
         self.pending = self.pending[torch.tensor(order, device=self.pending.device)]
-        if self.drafter is not None:
-            self.drafter.keep(order)
 
 
 class _State:

@@ -156,6 +156,9 @@ class Smaller(Drafter):
         self.cache.extend(fresh, [row for row in range(rows) for _ in range(candidates)])
 
     def keep(self, order: Sequence[int]) -> None:
+        if not order:
+            self.cache, self.behind = None, []
+            return
         self.cache.keep(order)
         index = torch.tensor(order, device=self.model.device)
         self.behind = [frames[index] for frames in self.behind]

@@ -16,9 +16,9 @@ from vall_e.audio import normalize_loudness
 from vall_e.decoding import SamplingConfig, SamplingParams
 from vall_e.generation.ar import decode
 from vall_e.generation.beam import beam_search
+from vall_e.generation.pauses import stretches
 from vall_e.generation.written import log_probabilities
 from vall_e.models.packing import Sample
-from vall_e.pauses import stretches
 from vall_e.text.tokenizer import PAD, WORD_GAP
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+WIPED = 64  # positions beyond what is in use that are made finite at once
 GROWTH = 1.5  # a full buffer is replaced by one that is larger by this, so that growing costs little on average
 
 
@@ -81,6 +82,10 @@ class Cache:
         self.lengths, self.counts, self.empty = self.lengths + self.counts, None, False
         self.known = [a + b for a, b in zip(self.known, self._new, strict=True)]
 
+    def reserve(self, size: int) -> None:
+        """There will be ``size`` positions a row."""
+        return
+
     def select(self, rows: Tensor) -> Self:
         """A cache of the rows ``rows`` int64 [R], in that order; a row may come more than once."""
         out = copy.copy(self)
@@ -128,7 +133,8 @@ class KVCache(Cache):
     own length.
 
     Rows that leave are replaced by the last ones, so a leaving row costs the copy of one row at most; buffers grow when
-    rows join or lengths do not fit.
+    rows join or lengths do not fit. Memory that is not in use yet is not touched: on a CPU, room that is reserved costs
+    nothing until it is needed.
 
     Args:
         layers, rows, heads, size, dim: layers, B, G, S, d.
@@ -151,7 +157,11 @@ class KVCache(Cache):
     ) -> None:
         super().__init__(rows, device)
         self.size, self.used, self.static = size, 0, static
-        self.tensors = _buffers(layers, (rows, heads, size, dim), dtype, device)
+        shape = (rows, heads, size, dim)
+        self.tensors = {
+            name: [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)] for name in ("keys", "values")
+        }
+        self._wiped = 0  # slots of all rows that hold numbers: what a mask hides must not be NaN
         self._slots: Tensor | None = None
 
     def begin(self, length: int, counts: Tensor | None = None) -> None:
@@ -162,8 +172,17 @@ class KVCache(Cache):
             if self.static:
                 raise ValueError(f"the cache holds {self.size} positions and {start + length} were asked for")
             self._resize(len(self.tensors["keys"][0]), max(start + length, int(GROWTH * self.size)))
+        self._wipe(self.used)
         even = not self.static and all(known == start for known in self.known)
         self._slots = None if even else self._flat(length)
+
+    def _wipe(self, used: int) -> None:
+        """Let the first ``used`` slots of all rows hold numbers."""
+        if used > self._wiped:
+            first, self._wiped = self._wiped, min(self.size, used + WIPED)
+            for group in self.tensors.values():
+                for buffer in group:
+                    buffer[:, :, first : self._wiped].zero_()
 
     def _flat(self, length: int) -> Tensor:
         """Where the new positions lie in a buffer [B * G * S, d], int64 [B * G * length]."""
@@ -227,6 +246,7 @@ class KVCache(Cache):
         after, capacity = before + len(rows), len(self.tensors["keys"][0])
         if after > capacity or used > self.size:
             self._resize(max(after, capacity), max(used, self.size))
+        self._wipe(used)
         index = self._join(other, rows)
         for name, group in self.tensors.items():
             for buffer, new in zip(group, other.tensors[name], strict=True):
@@ -242,7 +262,8 @@ class KVCache(Cache):
         live, used = len(self.known), max(self.known, default=0)
         for group in self.tensors.values():
             for layer, old in enumerate(group):
-                group[layer] = old.new_zeros(rows, old.shape[1], size, old.shape[3])
+                group[layer] = old.new_empty(rows, old.shape[1], size, old.shape[3])
+                group[layer][:, :, : self._wiped] = 0
                 group[layer][:live, :, :used] = old[:live, :, :used]
         self.size = size
 
@@ -323,6 +344,10 @@ class JointCache(Cache):
         out = super().select(rows)
         out.parts = {name: part.select(rows) for name, part in self.parts.items()}
         return out
+
+    def reserve(self, size: int) -> None:
+        for part in self.parts.values():
+            part.reserve(size)
 
     def keep(self, rows: Sequence[int]) -> None:
         super().keep(rows)

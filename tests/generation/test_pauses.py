@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vall_e.pauses import stretches
+from vall_e.generation.pauses import stretches
 
 RATE = 8000
 
