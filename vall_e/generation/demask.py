@@ -201,7 +201,7 @@ class _Rows:
         drawn = [
             exponential((count, width), generator) for count, generator in zip(counts, self.generators, strict=True)
         ]
-        return torch.cat(drawn).clamp_(min=1e-20).to(frames.device)
+        return torch.cat(drawn).to(frames.device)
 
     def collect(self) -> list[list[Candidate]]:
         scores = (self.gains.sum((1, 2)) / self.open.sum((1, 2)).clamp(min=1)).tolist()

@@ -24,6 +24,7 @@ from vall_e.generation.engine import Candidate, Engine
 from vall_e.generation.nar import fill_levels
 from vall_e.generation.planning import pause_after, plan
 from vall_e.generation.quality import faults_of_length
+from vall_e.generation.respond import begins_masked
 from vall_e.generation.segments import Clock, Speaker
 from vall_e.generation.speech import Request
 from vall_e.models.packing import Sample
@@ -103,8 +104,7 @@ def stream(
         SpeechError: while iterating, as ``voice.speak`` does.
     """
     sampling = (sampling or voice.config.sampling).model_copy(update={"candidates": 1})
-    modes = KINDS[voice.config.model.kind].modes
-    at_once = "ar" not in modes or ("mask" in modes and sampling.first == "mask")
+    at_once = "ar" not in KINDS[voice.config.model.kind].modes or begins_masked(voice.model, sampling)
     start = 0.0
     for request in requests if isinstance(requests, Iterable) else [requests]:
         pieces = _whole(voice, request, sampling) if at_once else _pieces(voice, request, sampling, pace or Pace())

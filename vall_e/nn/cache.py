@@ -8,7 +8,7 @@ key/value heads, S capacity, d width of a head.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -121,11 +121,15 @@ class Cache:
         return index
 
 
-def _buffers(layers: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> dict[str, list[Tensor]]:
-    """Keys and values of each layer, all zero."""
-    return {
-        name: [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for name in ("keys", "values")
-    }
+def _buffers(
+    layers: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    make: Callable[..., Tensor] = torch.zeros,
+) -> dict[str, list[Tensor]]:
+    """Keys and values of each layer, all zero, or as ``make`` leaves them."""
+    return {name: [make(shape, dtype=dtype, device=device) for _ in range(layers)] for name in ("keys", "values")}
 
 
 class KVCache(Cache):
@@ -157,10 +161,7 @@ class KVCache(Cache):
     ) -> None:
         super().__init__(rows, device)
         self.size, self.used, self.static = size, 0, static
-        shape = (rows, heads, size, dim)
-        self.tensors = {
-            name: [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)] for name in ("keys", "values")
-        }
+        self.tensors = _buffers(layers, (rows, heads, size, dim), dtype, device, torch.empty)
         self._wiped = 0  # slots of all rows that hold numbers: what a mask hides must not be NaN
         self._slots: Tensor | None = None
 
