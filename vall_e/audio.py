@@ -1,7 +1,6 @@
 """Waveforms in and out of files: read anything, one channel, any rate; level, trim, save.
 
-Dimensions: N samples. A waveform is float32 [N], one channel, nominally in -1..1.
-Formats: whatever libsndfile reads (wav, flac, ogg, mp3 and more); rates are changed by soxr.
+Dimensions: N samples. A waveform is float32 [N], one channel, nominally in -1..1. Rates are changed by soxr.
 """
 
 from __future__ import annotations
@@ -18,127 +17,67 @@ import numpy as np
 import soundfile
 import soxr
 
+from vall_e.decoders import AudioError, channel, read_header
+
 if TYPE_CHECKING:
     from vall_e.preparation import EncodeConfig
-
-EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
-
-
-class AudioError(ValueError):
-    """A recording cannot be used. The message names file, reason and remedy.
-
-    ``rule`` is a short name of the reason: missing, empty, unreadable, truncated or not_finite.
-    """
-
-    def __init__(self, path: str | Path, reason: str, remedy: str, rule: str = "unreadable") -> None:
-        super().__init__(f"{path}: {reason}; {remedy}")
-        self.path, self.reason, self.remedy, self.rule = str(path), reason, remedy, rule
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says: duration in seconds, rate in Hz, number of channels."""
+    """Of a recording: duration in seconds, rate in Hz, number of channels."""
 
     seconds: float
     sample_rate: int
     channels: int
 
 
-def _open(path: Path) -> soundfile.SoundFile:
-    if not path.exists():
-        raise AudioError(path, "no such file", "check the path", "missing")
-    if not path.is_file():
-        raise AudioError(path, "not a regular file", "give the path of a recording")
-    if path.stat().st_size == 0:
-        raise AudioError(path, "the file is empty (0 bytes)", "copy the recording again", "empty")
-    try:
-        return soundfile.SoundFile(str(path))
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
-        raise AudioError(
-            path, f"not a readable recording ({reason})", "give wav, flac, ogg or mp3, or convert it with ffmpeg"
-        ) from None
-
-
 def probe(path: str | Path) -> AudioInfo:
-    """Duration, rate and channels out of the header, without decoding.
+    """Duration, rate and channels, out of the header where that says them.
 
     Raises:
         AudioError: there is no such file, or it is not a recording.
     """
-    with _open(Path(path)) as handle:
-        rate = handle.samplerate
-        return AudioInfo(max(handle.frames, 0) / rate, rate, handle.channels)
+    header = read_header(path)
+    frames = sum(map(len, channel(header))) if header.frames is None else header.frames
+    return AudioInfo(frames / header.sample_rate, header.sample_rate, header.channels)
 
 
-def load(path: str | Path, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
-    """Read a recording as one channel (the mean of its channels).
+def load(
+    path: str | Path, sample_rate: int | None = None, start: float = 0.0, end: float | None = None
+) -> tuple[np.ndarray, int]:
+    """Read a recording, or a part of it, as one channel (the mean of its channels).
+
+    Only the part is decoded (see ``decoders.channel``), and it is resampled by itself.
 
     Args:
-        path: wav, flac, ogg or mp3, of any rate, width and number of channels.
+        path: wav, flac, ogg, opus, mp3, m4a and others, of any rate, width and number of channels.
         sample_rate: Hz to resample to; without it the recording's own.
+        start: seconds from the beginning of the recording.
+        end: seconds; behind the end of the recording, or None: up to there.
 
     Returns:
         Waveform float32 [N], N > 0 and finite, and its rate in Hz.
 
     Raises:
-        AudioError: the file is missing, empty, not audio, cut off, or holds no or non-finite samples.
+        AudioError: the file is missing, empty, not audio, cut off, or holds no or non-finite samples there.
+        ValueError: ``start`` is below 0, or ``end`` not behind it.
     """
-    path = Path(path)
-    with _open(path) as handle:
-        announced, rate = handle.frames, handle.samplerate
-        try:
-            data = handle.read(dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            reason = f"decoding failed ({str(error).strip(' .')})"
-            raise AudioError(path, reason, "the file is damaged: copy or record it again") from None
-        subtype, container = handle.subtype, handle.format
-    if data.shape[0] == 0:
-        raise AudioError(path, "the recording has no samples", "record it again, or remove the file", "empty")
-    # An mp3's announced length may be an estimate; elsewhere every sample fewer means a file cut off.
-    tolerance = announced // 20 + 2400 if container in ("MP3", "MPEG") else 0
-    if 0 < announced < 2**62 and data.shape[0] + tolerance < announced:
-        raise AudioError(
-            path, f"cut off: {data.shape[0]} of {announced} samples", "copy the recording again", "truncated"
-        )
-    missing = _missing_wav_bytes(path) if container in ("WAV", "WAVEX") else 0
-    if missing:
-        raise AudioError(
-            path, f"cut off: {missing} bytes fewer than its header says", "copy the recording again", "truncated"
-        )
-    if not np.isfinite(data).all():
-        bad = int((~np.isfinite(data)).sum())
-        raise AudioError(
-            path, f"{bad} samples are NaN or infinite ({subtype})", "export it again as 16-bit PCM", "not_finite"
-        )
-    wav = data[:, 0] if data.shape[1] == 1 else data.mean(axis=1)
+    if start < 0 or (end is not None and end <= start):
+        raise ValueError(f"{path}: a part begins at 0 s or later and ends behind that, not {start} s to {end} s")
+    header = read_header(path)
+    rate = header.sample_rate
+    parts = list(channel(header, round(start * rate), None if end is None else round(end * rate)))
+    if not parts:
+        where = "the recording has no samples" + (f" from {start:g} s on" if start else "")
+        raise AudioError(path, where, "record it again, or remove the file", "empty")
+    wav = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if sample_rate is not None and sample_rate != rate:
         wav = resample(wav, rate, sample_rate)
         rate = sample_rate
         if wav.shape[0] == 0:
             raise AudioError(path, "too short to resample", "record it again, or remove the file", "empty")
-    return np.ascontiguousarray(wav, dtype=np.float32), rate
-
-
-def _missing_wav_bytes(path: Path) -> int:
-    """Bytes that a RIFF file lacks at its end by its own data chunk, 0 where it is whole.
-
-    libsndfile silently shortens a WAV whose data chunk reaches beyond the file. Writers that stream
-    leave 0 or 2^32 - 1 as the length, which means "until the end".
-    """
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        if handle.read(4) != b"RIFF":
-            return 0
-        handle.seek(12)
-        while len(head := handle.read(8)) == 8:
-            length = int.from_bytes(head[4:], "little")
-            if head[:4] == b"data":
-                end = handle.tell() + length
-                streamed = length in (0, 0x7FFFFFFF, 0x80000000) or length >= 0xFFFFFF00
-                return 0 if streamed else max(0, end - size)
-            handle.seek(length + length % 2, os.SEEK_CUR)
-    return 0
+    return wav, rate
 
 
 def save_wav(path: str | Path, wav: np.ndarray, sample_rate: int) -> Path:
@@ -157,9 +96,9 @@ def save_wav(path: str | Path, wav: np.ndarray, sample_rate: int) -> Path:
 def save_like(path: str | Path, wav: np.ndarray, source: str | Path) -> Path:
     """As ``save_wav``, at the rate of the recording ``source``, with samples that were not changed since ``load`` just
     as they are there: 16-bit PCM for 16-bit PCM, else 32-bit float."""
-    with _open(Path(source)) as handle:
-        rate, narrow = handle.samplerate, handle.subtype == "PCM_16"
-    if not narrow:
+    header = read_header(source)
+    rate = header.sample_rate
+    if header.coding != "PCM_16":
         return _save(path, wav, rate, lambda wav: wav.astype(np.float32))
     return _save(path, wav, rate, lambda wav: np.clip(np.round(wav * 32768.0), -32768, 32767).astype(np.int16))
 
@@ -232,27 +171,51 @@ def resample(wav: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     return soxr.resample(np.asarray(wav, dtype=np.float32), from_rate, to_rate).astype(np.float32, copy=False)
 
 
-def normalize_loudness(wav: np.ndarray, rate: int, lufs: float) -> np.ndarray:
-    """Bring ``wav`` float [N] to ``lufs`` (ITU-R BS.1770, pyloudnorm), without clipping.
+def measure_loudness(wav: np.ndarray, rate: int) -> float | None:
+    """Loudness of ``wav`` float32 [N] in LUFS (ITU-R BS.1770, pyloudnorm), None for silence.
 
-    A clip shorter than the meter's 400 ms block is measured repeated; silence is returned as it is.
-    Where the gain would take a peak beyond 0.99, the gain is smaller.
+    A clip shorter than the meter's 400 ms block is measured repeated.
     """
     import pyloudnorm
 
-    wav = np.asarray(wav, dtype=np.float32)
-    peak = float(np.abs(wav).max(initial=0.0))
-    if peak < 1e-6:
-        return wav
+    if np.abs(wav).max(initial=0.0) < 1e-6:
+        return None
     block = int(0.4 * rate) + 1
     measured = np.tile(wav, -(-block // len(wav))) if len(wav) < block else wav
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loudness = pyloudnorm.Meter(rate).integrated_loudness(measured.astype(np.float64))
-    if not np.isfinite(loudness):
+    return float(loudness) if np.isfinite(loudness) else None
+
+
+def normalize_loudness(wav: np.ndarray, rate: int, lufs: float) -> np.ndarray:
+    """Bring ``wav`` float [N] to ``lufs`` (see ``measure_loudness``), without clipping; silence stays as it is.
+
+    Where the gain would take a peak beyond 0.99, the gain is smaller.
+    """
+    wav = np.asarray(wav, dtype=np.float32)
+    loudness = measure_loudness(wav, rate)
+    if loudness is None:
         return wav
-    gain = min(10.0 ** ((lufs - loudness) / 20.0), 0.99 / peak)
+    gain = min(10.0 ** ((lufs - loudness) / 20.0), 0.99 / float(np.abs(wav).max()))
     return (wav * np.float32(gain)).astype(np.float32)
+
+
+def sound_bounds(wav: np.ndarray, rate: int, db: float = 40.0, margin_seconds: float = 0.05) -> tuple[int, int]:
+    """Where sound begins and ends: what ``trim_silence`` keeps, as samples [first, last)."""
+    wav = np.asarray(wav, dtype=np.float32)
+    frame = max(1, int(0.02 * rate))
+    count = len(wav) // frame
+    if count < 2:
+        return 0, len(wav)
+    rms = np.sqrt((wav[: count * frame].reshape(count, frame).astype(np.float64) ** 2).mean(axis=1))
+    if rms.max() < 1e-6:
+        return 0, len(wav)
+    loud = np.flatnonzero(rms >= rms.max() * 10.0 ** (-db / 20.0))
+    margin = int(margin_seconds * rate)
+    # The samples behind the last whole frame belong to it.
+    last = len(wav) if loud[-1] == count - 1 else (int(loud[-1]) + 1) * frame
+    return max(0, int(loud[0]) * frame - margin), min(len(wav), last + margin)
 
 
 def trim_silence(wav: np.ndarray, rate: int, db: float = 40.0, margin_seconds: float = 0.05) -> np.ndarray:
@@ -268,35 +231,30 @@ def trim_silence(wav: np.ndarray, rate: int, db: float = 40.0, margin_seconds: f
         A view of ``wav``, never empty where ``wav`` is not; silence throughout is returned whole.
     """
     wav = np.asarray(wav, dtype=np.float32)
-    frame = max(1, int(0.02 * rate))
-    count = len(wav) // frame
-    if count < 2:
-        return wav
-    rms = np.sqrt((wav[: count * frame].reshape(count, frame).astype(np.float64) ** 2).mean(axis=1))
-    if rms.max() < 1e-6:
-        return wav
-    loud = np.flatnonzero(rms >= rms.max() * 10.0 ** (-db / 20.0))
-    margin = int(margin_seconds * rate)
-    start = max(0, int(loud[0]) * frame - margin)
-    # The samples behind the last whole frame belong to it.
-    last = len(wav) if loud[-1] == count - 1 else (int(loud[-1]) + 1) * frame
-    return wav[start : min(len(wav), last + margin)]
+    first, last = sound_bounds(wav, rate, db, margin_seconds)
+    return wav[first:last]
 
 
 def trim_and_level(wav: np.ndarray, rate: int, settings: EncodeConfig) -> np.ndarray:
-    """A voice as every codec is given it, float32: trimmed and at the loudness that ``settings`` say."""
+    """A recording of a voice as every codec is given it, float32: trimmed and at the loudness that ``settings`` say."""
     if settings.trim_db is not None:
         wav = trim_silence(wav, rate, settings.trim_db, settings.trim_margin_seconds)
-    if settings.loudness_lufs is not None:
-        wav = normalize_loudness(wav, rate, settings.loudness_lufs)
-    return wav
+    return level(wav, rate, settings)
 
 
-def load_prepared(path: str | Path, sample_rate: int, settings: EncodeConfig) -> np.ndarray:
-    """A recording as the encode stage hands it to the codec: prepared at its own rate, float32 [N] at ``sample_rate``.
+def level(wav: np.ndarray, rate: int, settings: EncodeConfig) -> np.ndarray:
+    """``wav`` float32 [N] at the loudness that ``settings`` say."""
+    return wav if settings.loudness_lufs is None else normalize_loudness(wav, rate, settings.loudness_lufs)
+
+
+def load_prepared(
+    path: str | Path, sample_rate: int, settings: EncodeConfig, start: float = 0.0, end: float | None = None
+) -> np.ndarray:
+    """An utterance as the encode stage hands it to the codec: at the loudness that is set, float32 [N] at
+    ``sample_rate``. Its silence was cut when ``start`` and ``end`` (seconds) were chosen.
 
     Raises:
         AudioError: the recording cannot be read.
     """
-    wav, rate = load(path)
-    return resample(trim_and_level(wav, rate, settings), rate, sample_rate)
+    wav, rate = load(path, start=start, end=end)
+    return resample(level(wav, rate, settings), rate, sample_rate)

@@ -6,11 +6,14 @@ for kinds with masks. All neutral values are the identity. What each sampler doe
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
+
+Weights = Literal["float32", "bfloat16", "float16", "int8"]  # formats that a model may be kept in for inference
+FORMATS: tuple[Weights, ...] = get_args(Weights)
 
 NotNegative = Annotated[float, Field(ge=0.0)]
 Pause = Annotated[float, Field(ge=0.0, le=10.0)]

@@ -1,4 +1,4 @@
-"""Parameters of the stages that prepare data: ingest, transcribe, phonemize, fit_codec, encode, similar. A leaf."""
+"""Parameters of the stages that prepare data, from ingest to card. A leaf."""
 
 from __future__ import annotations
 
@@ -10,33 +10,47 @@ from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
 
 
 class IngestConfig(Section):
-    """Which recordings, whose and saying what; the gates that need only the waveform; the split."""
+    """Which recordings, whose and saying what; the gates that need only a recording's header and levels."""
 
     source: Literal["espeak", "folder"] = "espeak"
-    path: str = "conf/demo-corpus.yaml"
-    layout: Literal["auto", "speaker", "ljspeech", "pattern", "flat"] = "auto"
+    path: str = Field("conf/demo-corpus.yaml", description="corpus file; folder of recordings, or a manifest's file")
+    layout: Literal["auto", "flat", "speaker", "group-speaker", "ljspeech", "libritts", "manifest", "pattern"] = "auto"
     pattern: str | None = None
-    language: str = "en-us"
+    language: str = Field("en-us", description="of recordings whose layout names none")
     min_seconds: PositiveFloat = 0.15
-    max_seconds: PositiveFloat = 30.0
+    max_seconds: PositiveFloat | None = Field(None, description="of a recording, not of an utterance; null: no limit")
+    min_sample_rate: PositiveInt = Field(8000, description="Hz; below it speech is not worth learning from")
     min_rms_db: float = -60.0
     max_clipped: Fraction = 0.02
+    max_characters_per_second: PositiveFloat = Field(100.0, description="more text than anybody can say")
     max_reject_rate: Fraction = 0.2
-    split_by: Literal["text", "utterance", "speaker"] = "text"
-    val_fraction: Fraction = 0.03
-    test_fraction: Fraction = 0.1
-    test_speakers: tuple[str, ...] = ()
-    seed: int = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> IngestConfig:
         if self.layout == "pattern" and not self.pattern:
             raise ValueError("layout: pattern needs ingest.pattern, for example '{text}_{speaker}_{take}'")
-        if self.min_seconds >= self.max_seconds:
+        if self.pattern and self.layout not in ("auto", "pattern"):
+            raise ValueError(f"ingest.pattern is for layout pattern, not for {self.layout}: set it to null")
+        if self.max_seconds is not None and self.min_seconds >= self.max_seconds:
             raise ValueError("ingest.min_seconds must be below ingest.max_seconds")
-        if self.val_fraction + self.test_fraction >= 1.0:
-            raise ValueError("ingest.val_fraction + ingest.test_fraction must leave something to train on")
         return self
+
+
+class RayConfig(Section):
+    """Which Ray cluster, and what of it a worker takes (docs/cluster.md)."""
+
+    address: str | None = Field(None, description="auto, HOST:PORT or ray://HOST:PORT; null: a cluster of this machine")
+    cpus_per_worker: PositiveFloat = Field(1.0, description="cores that a worker books; it computes with one")
+    gpus_per_worker: Annotated[float, Field(ge=0.0)] = Field(0.0, description="GPUs that a worker books, 0.5 is half")
+
+
+class ExecutorConfig(Section):
+    """Where the work on shards is done. No influence on any result."""
+
+    kind: Literal["local", "ray"] = Field("local", description="local: processes of this machine; ray: a Ray cluster")
+    workers: PositiveInt = Field(1, description="processes, each with its own models")
+    retries: Annotated[int, Field(ge=0)] = Field(1, description="further tries of a shard whose worker died")
+    ray: RayConfig = RayConfig()
 
 
 class RecogniserConfig(Section):
@@ -46,25 +60,130 @@ class RecogniserConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compute_type: str = "int8"
     batch_size: PositiveInt = 8
-    language: str = "en"
+    language: str = Field("en", description="Whisper's code; auto: detected in each recording")
     vad: Literal["pyannote", "silero"] = "pyannote"
     pad_seconds: Annotated[float, Field(ge=0.0)] = 0.5
     max_new_tokens: PositiveInt = 64
 
 
+class HallucinationConfig(Section):
+    """What a text that a recogniser made up looks like. Given texts are not held to it: they have their CER."""
+
+    max_repeats: PositiveInt = Field(4, description="an n-gram may stand so often in a row")
+    phrases: bool = Field(True, description="reject the listed phrases (corpus/transcription/phrases.yaml)")
+    chars_per_second: tuple[float, float] = Field((1.0, 30.0), description="letters of the text over the duration")
+    max_no_speech: Fraction = Field(0.6, description="probability that nobody speaks (Whisper's own limit)")
+    min_log_prob: float = Field(-1.0, description="mean log-probability of a token (Whisper's own limit)")
+    max_compression: PositiveFloat = Field(2.4, description="bytes over zlib's (Whisper's own limit)")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HallucinationConfig:
+        if not 0.0 <= self.chars_per_second[0] < self.chars_per_second[1]:
+            raise ValueError("transcribe.hallucinations.chars_per_second is a range [lowest, highest]")
+        return self
+
+
+class DiariseConfig(Section):
+    """Who speaks when: a pyannote pipeline."""
+
+    model: str = Field(description="folder or file of a pipeline, or a hub name")
+    min_speakers: PositiveInt | None = Field(None, description="in a recording; null: the pipeline finds out")
+    max_speakers: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DiariseConfig:
+        if self.min_speakers and self.max_speakers and self.min_speakers > self.max_speakers:
+            raise ValueError("transcribe.diarise.min_speakers must not be above max_speakers")
+        return self
+
+
 class TranscribeConfig(Section):
-    """Recognise every utterance, or check a known transcript against the recogniser (CER gate)."""
+    """Recognise every recording, or check a known transcript (CER gate); cut long recordings into utterances."""
 
     recogniser: RecogniserConfig = RecogniserConfig()
     prompt: str | None = None
     verify_fraction: Fraction = 1.0
     max_cer: PositiveFloat = 0.5
+    min_seconds: PositiveFloat = Field(0.5, description="shortest utterance that is cut out of a longer recording")
+    max_seconds: PositiveFloat = Field(30.0, description="longer recordings are cut into utterances up to this")
+    margin_seconds: Annotated[float, Field(ge=0.0)] = Field(0.2, description="of a pause, kept around an utterance")
+    min_pause: PositiveFloat = Field(0.1, description="seconds of silence between words that a cut needs")
+    max_pause: PositiveFloat = Field(2.0, description="seconds of silence at which a long recording is always cut")
+    min_matched: Fraction = Field(0.5, description="share of a cut text's words that the recogniser must have heard")
+    align: str | dict[str, str] = Field(
+        "auto",
+        description="times of words: off (the recogniser's attention), auto (WhisperX's alignment model where it is on "
+        "this machine, else off), a folder or hub name, or {Whisper's language code: folder or hub name}",
+    )
+    diarise: DiariseConfig | None = None
+    hallucinations: HallucinationConfig = HallucinationConfig()
+    shard_size: PositiveInt = Field(1000, description="recordings, at most, that a killed run hears again")
+    shard_seconds: PositiveFloat = Field(3600.0, description="their seconds, at most, but for a single one")
     max_reject_rate: Fraction = 0.3
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TranscribeConfig:
+        if 2 * self.min_seconds > self.max_seconds:
+            raise ValueError("transcribe.max_seconds must be at least twice min_seconds, so that it can be cut to")
+        if self.min_pause > self.max_pause:
+            raise ValueError("transcribe.min_pause must not be above max_pause")
+        return self
+
+
+class QualityConfig(Section):
+    """Gates on the measures of an utterance (schema MEASURES); null is off. A threshold measures nothing again."""
+
+    min_seconds: PositiveFloat | None = 0.1
+    max_seconds: PositiveFloat | None = 30.0
+    max_clipped: Fraction | None = Field(0.02, description="share of samples at full scale")
+    max_flat_tops: Fraction | None = Field(0.02, description="share of samples in runs of one level at the peak")
+    min_lufs: float | None = Field(None, description="loudness as recorded, LUFS")
+    min_snr_db: float | None = Field(None, description="signal to noise by WADA-SNR, dB")
+    min_bandwidth_hz: PositiveFloat | None = Field(None, description="frequency below which there is sound")
+    min_dnsmos: Annotated[float, Field(ge=1.0, le=5.0)] | None = Field(None, description="measured only where set")
+    min_language_probability: Fraction | None = None
+    rate_iqr: PositiveFloat | None = Field(
+        None, description="characters per second, interquartile ranges beyond the quartiles of speaker and language"
+    )
+    exact_duplicates: bool = Field(True, description="of utterances with the same samples one is kept")
+    near_duplicates: Annotated[float, Field(gt=0.5, le=1.0)] | None = Field(
+        0.8, description="share of equal bits, where they differ most, from which two fingerprints are of one take"
+    )
+    shard_size: PositiveInt = 1000
+    max_reject_rate: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> QualityConfig:
+        if self.min_seconds is not None and self.max_seconds is not None and self.min_seconds >= self.max_seconds:
+            raise ValueError("quality.min_seconds must be below quality.max_seconds")
+        return self
+
+
+class SplitConfig(Section):
+    """Which utterances are for training, for watching it, and for testing."""
+
+    by: Literal["text", "utterance", "recording", "speaker"] = Field(
+        "text", description="what stays together: a text, a recording, a speaker, or nothing but the utterance"
+    )
+    val_fraction: Fraction = 0.03
+    test_fraction: Fraction = 0.1
+    test_speakers: tuple[str, ...] = Field((), description="speakers kept out of training altogether")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SplitConfig:
+        if self.val_fraction + self.test_fraction >= 1.0:
+            raise ValueError("split.val_fraction + split.test_fraction must leave something to train on")
+        return self
 
 
 class PhonemizeConfig(Section):
     language: str = "en-us"
     with_stress: bool = True
+    tokenizer: str | None = Field(
+        None,
+        description="tokenizer.json of a voice to go on from: its ids stay, new phones come behind",
+    )
     words_apart: bool = Field(False, description="each word as if alone; for clips of words that a loader joins")
     max_reject_rate: Fraction = 0.05
 
@@ -89,12 +208,30 @@ class MelCodecConfig(Section):
 
 
 class CodecConfig(Section):
-    name: Literal["mel", "encodec", "dac"] = "mel"
-    weights: str | None = Field(None, description="local file or folder; without it the hub's own weights")
+    name: Literal["mel", "encodec", "dac", "nemo"] = "mel"
+    weights: str | None = Field(
+        None,
+        description="local file or folder (of mel: a fitted codec), for nemo also OWNER/REPOSITORY; without it the "
+        "published weights",
+    )
+    decoder: Literal["own", "vocos"] = Field("own", description="encodec: what turns codes into sound")
+    decoder_weights: str | None = Field(
+        None, description="vocos: local folder or OWNER/REPOSITORY; without it the published weights"
+    )
     bandwidth: Literal[1.5, 3.0, 6.0, 12.0, 24.0] = Field(6.0, description="EnCodec, kbit/s")
     dac_rate: Literal["44khz", "24khz", "16khz"] = "44khz"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mel: MelCodecConfig = MelCodecConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CodecConfig:
+        if self.decoder == "vocos" and self.name != "encodec":
+            raise ValueError(f"codec.decoder: vocos decodes the codes of encodec, not those of {self.name}")
+        if self.decoder == "vocos" and self.bandwidth > 12.0:
+            raise ValueError("codec.decoder: vocos knows at most 12 kbit/s: lower codec.bandwidth")
+        if self.decoder_weights is not None and self.decoder == "own":
+            raise ValueError("codec.decoder_weights is for codec.decoder: vocos; the own decoder is in codec.weights")
+        return self
 
 
 class MixturesConfig(Section):
@@ -128,7 +265,6 @@ class EncodeConfig(Section):
     trim_margin_seconds: Annotated[float, Field(ge=0.0)] = 0.05
     speeds: tuple[PositiveFloat, ...] = Field((), description="copies at other speeds, each a speaker of its own")
     mixtures: MixturesConfig | None = None
-    workers: PositiveInt = 1
     max_reject_rate: Fraction = 0.05
 
     @model_validator(mode="after")
@@ -145,9 +281,22 @@ class SimilarConfig(Section):
         description="feature codes: a trained voice, a folder, whose tables say what codes stand for; null: the codec",
     )
     top_k: PositiveInt = 5
+    exact_below: PositiveInt = Field(
+        50_000, description="utterances of one speaker from which an index finds most of the neighbours, 95 % or more"
+    )
+    seed: int = Field(0, description="of the index")
 
     @model_validator(mode="after")
     def _consistent(self) -> SimilarConfig:
         if self.voice is not None and self.feature != "codes":
             raise ValueError(f"similar.voice is for feature codes: {self.feature} listens to the recordings")
         return self
+
+
+class CardConfig(Section):
+    """The data card."""
+
+    title: str = "Data card"
+    licence: str | None = Field(None, description="of the recordings, as the card states it")
+    notes: str | None = Field(None, description="where they come from and what to mind, as the card states it")
+    speakers: PositiveInt = Field(100, description="speakers in its table, those with the most hours")

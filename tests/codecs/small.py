@@ -9,9 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.codecs.nemo_reference import CONFIGS
 from vall_e.codecs.dac import DacCodec
 from vall_e.codecs.encodec import EncodecCodec
 from vall_e.codecs.mel import MelCodec
+from vall_e.codecs.nemo import NemoCodec
 from vall_e.codecs.stream import Context, WaveStream
 from vall_e.preparation import MelCodecConfig
 
@@ -29,7 +31,7 @@ def encodec(bandwidth: float = 1.5, seed: int = 0) -> EncodecCodec:
     for name, value in codec.model.named_parameters():
         if name.endswith("bias"):  # or a constant drowns what the latents say about the sound
             value.zero_()
-        if name.endswith("weight_g"):
+        if value.dim() == 3:
             value.mul_(2.5)
     latent = codec.model.encoder(0.3 * torch.randn(1, 1, 24_000))
     for level, layer in enumerate(codec.model.quantizer.vq.layers):
@@ -43,12 +45,21 @@ def dac(seed: int = 0) -> DacCodec:
     torch.manual_seed(seed)
     codec = DacCodec(SMALL_DAC)
     for name, value in codec.model.named_parameters():
-        if name.endswith("weight_v"):
-            value.copy_(torch.randn_like(value))
         if name.endswith("bias"):
             value.copy_(0.3 * torch.randn_like(value))
-        if name.endswith("weight_g"):
-            value.copy_(0.4 + 0.4 * torch.rand_like(value))
+        if name.endswith("weight") and value.dim() == 3:
+            gain = 0.4 + 0.4 * torch.rand(len(value), 1, 1)
+            value.copy_(gain * F.normalize(torch.randn_like(value).flatten(1)).view_as(value))
+    return codec
+
+
+def nemo(seed: int = 0) -> NemoCodec:
+    """3 levels of 1,000 codes, hop 40, weights as drawn for NeMo's own classes."""
+    torch.manual_seed(seed)
+    codec = NemoCodec(CONFIGS["audio"])
+    for name, value in codec.model.named_parameters():
+        if value.dim() == 3 and not name.endswith("alpha"):
+            value.copy_(torch.randn_like(value) * 1.2 / (value.shape[1] * value.shape[2]) ** 0.5)
     return codec
 
 

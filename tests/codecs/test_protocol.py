@@ -9,7 +9,7 @@ from tests.codecs import small
 from vall_e.codecs.base import Codec, load_codec
 from vall_e.preparation import CodecConfig
 
-CODECS = {"mel": small.mel, "encodec": small.encodec, "dac": small.dac}
+CODECS = {"mel": small.mel, "encodec": small.encodec, "dac": small.dac, "nemo": small.nemo}
 ALL = CODECS | {"fsq": small.Fsq}
 
 
@@ -28,7 +28,7 @@ def speech(codec, batch: int, seconds: float, seed: int = 0) -> torch.Tensor:
 
 def test_it_has_the_protocols_parts(codec):
     assert isinstance(codec, Codec)
-    assert codec.residual is (codec.name != "fsq") and codec.levels >= 2
+    assert codec.residual is (codec.name not in ("fsq", "nemo")) and codec.levels >= 2
     assert codec.frame_rate == pytest.approx(codec.sample_rate / codec.hop)
 
 
@@ -67,7 +67,8 @@ def test_a_clip_among_others_of_its_length_has_the_codes_it_has_alone(codec):
 def test_a_row_decoded_in_a_batch_is_the_row_decoded_alone(codec):
     codes = codec.encode(speech(codec, 3, 0.4))
     together = codec.decode(codes)
-    torch.testing.assert_close(together[1:2], codec.decode(codes[1:2]), rtol=1e-4, atol=1e-5)
+    peak = max(1.0, float(together.abs().max()))
+    torch.testing.assert_close(together[1:2], codec.decode(codes[1:2]), rtol=1e-4, atol=1e-5 * peak)
 
 
 def test_fewer_levels_can_be_decoded_and_each_level_matters(codec):
@@ -86,8 +87,8 @@ def test_codebooks_are_the_tables_that_decoding_uses(codec):
     assert all(book.shape == (codec.codes, books[0].shape[1]) and book.is_floating_point() for book in books)
     assert all(book.std(0).mean() > 0 for book in books)
     if not codec.residual:  # no level is lost in the sum
-        sums = books[0][:, None, None] + books[1][:, None] + books[2]
-        assert len(sums.flatten(0, 2).unique(dim=0)) == codec.codes**codec.levels
+        own = torch.stack([book.abs().sum(0) > 0 for book in books])
+        assert (own.sum(0) == 1).all() and all(len(book.unique(dim=0)) == codec.codes for book in books)
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -11,7 +11,7 @@ from tests.codecs.test_protocol import speech
 from vall_e.codecs.mel import MelCodec
 from vall_e.preparation import MelCodecConfig
 
-EXACT = {"encodec": small.encodec, "dac": small.dac, "fsq": small.Fsq}
+EXACT = {"encodec": small.encodec, "dac": small.dac, "nemo": small.nemo, "fsq": small.Fsq}
 TOLERANCE = 1e-5  # of the greatest sample; convolutions of other lengths round otherwise
 
 
@@ -55,7 +55,7 @@ def test_a_batch_and_a_stream_shorter_than_its_context():
     codec = small.encodec()
     codes = codec.encode(speech(codec, 2, 0.5))
     assert_equal(streamed(codec, codes, [5]), codec.decode(codes))
-    for codec in (small.encodec(), small.dac(), small.mel()):
+    for codec in (small.encodec(), small.dac(), small.nemo(), small.mel()):
         codes = codec.encode(speech(codec, 1, 0.5))[..., :3]
         assert_equal(streamed(codec, codes, [2]), codec.decode(codes))
 

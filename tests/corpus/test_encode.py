@@ -22,7 +22,7 @@ from vall_e.corpus import encode as module
 from vall_e.corpus.clips import batches, encode_clips, prepare
 from vall_e.corpus.encode import encode, load_codes
 from vall_e.corpus.quality import RejectRateError
-from vall_e.corpus.schema import MANIFEST, PHONES, REJECTS, read_rows, write_table
+from vall_e.corpus.schema import PHONES, REJECTS, UTTERANCES, read_rows, write_table
 from vall_e.preparation import EncodeConfig
 
 CODECS = {"mel": small.mel, "encodec": small.encodec, "dac": small.dac}
@@ -52,18 +52,23 @@ class Corpus:
 
     def add(self, name: str, path: Path, split: str = "train", speaker: str = "s0") -> None:
         self.rows.append({
-            "id": name, "path": str(path), "speaker": speaker, "text": "one", "language": "en-us", "split": split,
-            "seconds": 0.5, "sample_rate": 16_000, "channels": 1, "digest": "0",
+            "id": name, "recording": name, "path": str(path), "start": 0.0, "end": 9.0, "speaker": speaker,
+            "text": "one", "origin": "given", "language": "en-us", "split": split, "seconds": 0.5,
+            "sample_rate": 16_000, "channels": 1, "digest": "0",
         })  # fmt: skip
 
     def write(self) -> None:
-        write_table(self.rows, MANIFEST, self.folder / "manifest.parquet")
+        write_table(self.rows, UTTERANCES, self.folder / "manifest.parquet")
         phones = [{"id": row["id"], "text": "one", "phones": ["w", "ʌ", "n"]} for row in self.rows]
         write_table(phones, PHONES, self.folder / "phones.parquet")
 
-    def run(self, out: str = "out", **settings) -> tuple[Path, dict]:
+    def run(self, out: str = "out", workers: int = 1, **settings) -> tuple[Path, dict]:
         self.write()
-        params = {"codec": {"name": self.codec}, "encode": {"shard_size": 4, "batch_seconds": 2.0} | settings}
+        params = {
+            "codec": {"name": self.codec},
+            "executor": {"workers": workers},
+            "encode": {"shard_size": 4, "batch_seconds": 2.0} | settings,
+        }
         out_dir = self.folder / out
         manifest, phones = self.folder / "manifest.parquet", self.folder / "phones.parquet"
         figures = encode(
@@ -115,7 +120,7 @@ def test_codes_do_not_depend_on_the_rest_of_the_batch(tmp_path, name):
     lengths = [0.3, 0.3, 0.31, 0.5, 0.32, 0.3, 0.7, 0.5, 0.33, 0.3, 0.31, 0.5]
     for index, (row, seconds) in enumerate(zip(corpus.rows, lengths, strict=True)):
         soundfile.write(row["path"], tone(seconds, 16_000, 200 + 20 * index, index), 16_000)
-    clips = [prepare(row | {"phones": []}, EncodeConfig(), codec)[0][0] for row in corpus.rows]
+    clips = [prepare(row | {"phones": [], "group": None}, EncodeConfig(), codec)[0][0] for row in corpus.rows]
     together = encode_clips(codec, clips, 60.0)
     turned = encode_clips(codec, clips[::-1], 1.0)[::-1]
     assert len(batches([c.frames for c in clips], 10**6, codec.name == "encodec")) < len(clips)
@@ -148,16 +153,16 @@ def test_speeds_that_would_make_the_same_utterance_twice_are_refused():
             parse_params({"encode": {"speeds": speeds}})
 
 
-def test_recordings_are_trimmed_and_brought_to_one_loudness(corpus):
+def test_utterances_are_cut_out_and_brought_to_one_loudness(corpus):
     codec, rate = small.mel(), 16_000
     loud = tone(0.5, rate)
     padded = np.concatenate([np.zeros(rate // 2), 0.02 * loud, np.zeros(rate)]).astype(np.float32)
     soundfile.write(corpus.folder / "quiet.wav", padded, rate, subtype="FLOAT")
     row = corpus.rows[0] | {"path": str(corpus.folder / "quiet.wav"), "phones": []}
-    (clip,), _ = prepare(row, EncodeConfig(), codec)
-    assert 0.55 <= clip.seconds <= 0.66
+    (clip,), _ = prepare(row | {"start": 0.5, "end": 1.0}, EncodeConfig(), codec)
+    assert clip.seconds == 0.5
     assert 0.05 < np.sqrt((clip.wav**2).mean()) < 0.1
-    (whole,), _ = prepare(row, EncodeConfig(trim_db=None, loudness_lufs=None), codec)
+    (whole,), _ = prepare(row, EncodeConfig(loudness_lufs=None), codec)
     assert whole.seconds == pytest.approx(2.0) and np.abs(whole.wav).max() < 0.02
 
 
@@ -187,6 +192,21 @@ def test_too_many_rejects_fail_the_stage_and_a_higher_limit_does_not_start_over(
     assert len(read_rows(corpus.folder / "out" / "rejects.parquet", REJECTS)) == 4
     monkeypatch.setattr(module, "prepare", lambda *a: pytest.fail("a finished shard was done again"))
     assert corpus.run(max_reject_rate=0.5)[1]["kept"] == 10
+
+
+def test_a_recording_that_comes_back_is_encoded_and_finished_shards_without_such_stay(corpus):
+    expected = contents(corpus.run("expected")[0])
+    lost = corpus.folder / "audio" / "6.wav"
+    kept = lost.rename(corpus.folder / "away.wav")
+    with pytest.raises(RejectRateError, match="unreadable"):
+        corpus.run(max_reject_rate=0.0)
+    done = {path.name: path.stat().st_ino for path in corpus.folder.glob(".work/encode-*/shard-*.parquet")}
+    assert len(done) == 3
+    kept.rename(lost)
+    out, figures = corpus.run(max_reject_rate=0.0)
+    assert contents(out) == expected and figures["kept"] == 10
+    again = [name for name, inode in done.items() if (out / name).stat().st_ino != inode]
+    assert again == ["shard-00001.parquet"]
 
 
 def test_utterances_without_phones_are_not_looked_at(corpus):
@@ -232,7 +252,10 @@ module.prepare = slow  # in spawned workers too: this file is their main module
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    params = {"encode": {"shard_size": 4, "batch_seconds": 2.0, "loudness_lufs": None, "workers": int(sys.argv[2])}}
+    params = {
+        "executor": {"workers": int(sys.argv[2])},
+        "encode": {"shard_size": 4, "batch_seconds": 2.0, "loudness_lufs": None, "max_reject_rate": 0.2},
+    }
     names = ("manifest.parquet", "phones.parquet", "codec", "out", ".work")
     module.encode(parse_params(params), *(folder / name for name in names), progress=False)
 """
@@ -265,14 +288,14 @@ def test_a_killed_run_resumes_and_ends_in_the_bytes_of_one_undisturbed_process(c
     assert {name: (out / name).stat().st_ino for name in done} == done, "a finished shard was done again"
 
 
-def test_other_parameters_do_not_reuse_old_shards_but_the_number_of_workers_does_not_matter(corpus):
+def test_other_parameters_do_not_reuse_old_shards(corpus):
     corpus.write()
     where = [corpus.folder / name for name in ("manifest.parquet", "phones.parquet", "codec")]
 
     def key(**settings):
         return module._key(parse_params({"encode": settings}), *where)
 
-    assert key() == key(workers=2) == key(max_reject_rate=0.9)
+    assert key() == key(max_reject_rate=0.9)
     assert len({key(), key(shard_size=7), key(speeds=[0.9]), key(trim_db=None), key(loudness_lufs=-20.0)}) == 5
     first = key()
     small.mel(seed=1).save(corpus.folder / "codec")
@@ -294,3 +317,21 @@ def test_batches_hold_every_clip_once_within_the_limit(mixed):
         assert len(group) == 1 or len(group) * max(lengths) <= 120
         assert mixed or len(set(lengths)) == 1
     assert len(groups) < 100
+
+
+@pytest.mark.slow
+def test_an_utterance_that_crashes_its_worker_becomes_a_reject_and_the_others_survive(corpus):
+    whole, _ = corpus.run("whole")
+    script = corpus.folder / "run.py"
+    script.write_text(
+        _RUN.replace("time.sleep(0.15)", 'row["id"] == "u05" and os._exit(9)').replace("sys,", "os, sys,")
+    )
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    subprocess.run([sys.executable, script, corpus.folder, "2"], env=environment, check=True, timeout=240)
+    rejects = read_rows(corpus.folder / "out" / "rejects.parquet", REJECTS)
+    assert [(row["id"], row["rule"], row["value"]) for row in rejects] == [
+        ("u05", "poisoned", "its worker died: exit code 9")
+    ]
+    kept = load_codes(corpus.folder / "out").to_pylist()
+    assert [row["id"] for row in kept] == [f"u{i:02d}" for i in range(10) if i != 5]
+    assert len(load_codes(whole)) == 10

@@ -80,7 +80,7 @@ def test_a_mixture_is_the_clip_and_the_noise_that_stands_beside_it(corpus):
     assert list(sources.noises) == ["far/street.flac", "hum.wav"] and not rejects
     (clip,), _ = prepare(corpus.rows[3] | {"phones": []}, encoding, codec)
     mixer = Mixer(config, encoding, sources, codec.sample_rate)
-    noisy, two = mixer.mixtures(clip, [("gone", "nowhere.wav"), ("u02", corpus.rows[2]["path"])])
+    noisy, two = mixer.mixtures(clip, [("gone", "nowhere.wav", 0.0, 1.0), ("u02", corpus.rows[2]["path"], 0.0, 1.0)])
     np.testing.assert_allclose(noisy.wav - noisy.noise, clip.wav, atol=1e-6)
     ratio = active_rms(clip.wav, 16_000) / active_rms(noisy.noise, 16_000)
     assert 20 * np.log10(ratio) == pytest.approx(6.0, abs=1e-3)
@@ -178,11 +178,12 @@ def test_an_utterance_whose_split_has_one_speaker_has_no_overlap(corpus):
 
 
 def test_partners_are_all_the_others_of_the_split_alike(corpus):
-    rows = [{"id": f"u{i:03d}", "path": str(i), "split": "train", "speaker": f"s{i % 3}"} for i in range(30)]
+    part = {"start": 0.0, "end": 1.0, "split": "train"}
+    rows = [part | {"id": f"u{i:03d}", "path": str(i), "speaker": f"s{i % 3}"} for i in range(30)]
     drawn = Partners(rows, 0).of(rows, EncodeConfig(speeds=tuple(1 + i / 100 for i in range(1, 40))))
     own = {name: rows[int(name[1:4])]["speaker"] for name in drawn}
-    assert all(rows[int(path)]["speaker"] != own[name] for name, voices in drawn.items() for _, path in voices)
-    assert {other for name, voices in drawn.items() if own[name] == "s1" for other, _ in voices} == {
+    assert all(rows[int(path)]["speaker"] != own[name] for name, voices in drawn.items() for _, path, *_ in voices)
+    assert {other for name, voices in drawn.items() if own[name] == "s1" for other, *_ in voices} == {
         row["id"] for row in rows if row["speaker"] != "s1"
     }
     assert Partners(rows[::-1], 0).of(rows, EncodeConfig())["u003"] == drawn["u003"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,43 +15,11 @@ import stages.similar
 from tests.codecs import small
 from tests.corpus.test_encode import tone
 from vall_e.config import Params
-from vall_e.corpus.schema import CODES, MANIFEST, SIMILAR, read_rows, write_table
-from vall_e.corpus.similar import mfcc_statistics, nearest, similar
-from vall_e.preparation import SimilarConfig
-
-
-def brute_force(features, texts, k):
-    """Neighbours by sorting all pairs with Python's own sort."""
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    out = []
-    for i in range(len(unit)):
-        pairs = [(-round(float(unit[i] @ unit[j]), 5), j) for j in range(len(unit)) if texts[i] != texts[j]]
-        out.append([j for _, j in sorted(pairs)[:k]])
-    return out
-
-
-@pytest.mark.parametrize("chunk", [1, 50, 10_000])
-def test_nearest_equals_sorting_all_pairs_whatever_the_chunk(chunk):
-    features = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
-    texts = [str(i // 4) for i in range(40)]
-    found = nearest(features, texts, 5, chunk)
-    assert [[i for i, _ in row] for row in found] == brute_force(features, texts, 5)
-    for row in found:
-        scores = [score for _, score in row]
-        assert scores == sorted(scores, reverse=True) and max(scores) <= 1.0
-
-
-def test_equals_come_in_order_and_few_rows_give_few_neighbours():
-    features = np.ones((5, 3), dtype=np.float32)
-
-    def indices(rows, texts, k):
-        return [[i for i, _ in row] for row in nearest(rows, texts, k)]
-
-    assert indices(features, list("abcde"), 3) == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2], [0, 1, 2]]
-    assert indices(features, list("aabbb"), 3) == [[2, 3, 4], [2, 3, 4], [0, 1], [0, 1], [0, 1]]
-    assert indices(features[:2], list("ab"), 3) == [[1], [0]]
-    assert indices(features[:1], ["a"], 3) == [[]]
-    assert nearest(np.array([[0.0, 0.0], [1.0, 0.0]]), ["a", "b"], 1) == [[(1, 0.0)], [(0, 0.0)]]
+from vall_e.corpus import features
+from vall_e.corpus.features import mfcc_statistics
+from vall_e.corpus.schema import CODES, REJECTS, SIMILAR, UTTERANCES, read_rows, write_table
+from vall_e.corpus.similar import similar
+from vall_e.preparation import ExecutorConfig, SimilarConfig
 
 
 def test_mfcc_statistics_do_not_hear_loudness_but_hear_the_sound():
@@ -78,7 +47,8 @@ class Corpus:
             soundfile.write(path, tone(0.5, 16_000, hertz, index), 16_000)
             split = "test" if name in ("a8", "a9") else "train"
             manifest.append({
-                "id": name, "path": str(path), "speaker": name[0], "text": None, "language": "en-us", "split": split,
+                "id": name, "recording": name, "path": str(path), "start": 0.0, "end": 0.5, "group": None,
+                "speaker": name[0], "text": name, "origin": "given", "language": "en-us", "split": split,
                 "seconds": 0.5, "sample_rate": 16_000, "channels": 1, "digest": "0",
             })  # fmt: skip
             for suffix in ("", "@0.9") if split == "train" and name != "a3" else ("",):
@@ -88,13 +58,14 @@ class Corpus:
                     "phones": ["x"], "frames": 6, "levels": 2, "codes": heard(hertz, index), "seconds": 0.5,
                     "source": name,
                 })  # fmt: skip
-        write_table(manifest, MANIFEST, folder / "manifest.parquet")
+        write_table(manifest, UTTERANCES, folder / "manifest.parquet")
         write_table(codes, CODES, folder / "codes" / "shard-00000.parquet")
 
-    def run(self, **settings):
+    def run(self, workers=1, **settings):
         tables = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
         manifest, codes = self.folder / "manifest.parquet", self.folder / "codes"
-        figures = similar(SimilarConfig(**settings), manifest, codes, self.folder, False, tables)
+        where, work = ExecutorConfig(workers=workers), self.folder / ".work"
+        figures = similar(SimilarConfig(**settings), manifest, codes, self.folder, where, work, False, tables)
         rows = read_rows(self.folder / "similar.parquet", SIMILAR)
         return figures, {row["id"]: row for row in rows}
 
@@ -129,15 +100,15 @@ def test_the_same_bytes_twice_and_only_k_neighbours(corpus):
 
 
 def test_codes_of_another_manifest_are_refused(corpus, tmp_path):
-    write_table([], MANIFEST, tmp_path / "manifest.parquet")
+    write_table([], UTTERANCES, tmp_path / "manifest.parquet")
     with pytest.raises(ValueError, match=r"lacks a0.*run the encode stage again"):
-        similar(SimilarConfig(), tmp_path / "manifest.parquet", corpus.folder / "codes", tmp_path, False)
+        similar(SimilarConfig(), tmp_path / "manifest.parquet", corpus.folder / "codes", tmp_path, ExecutorConfig())
 
 
 def test_codes_are_compared_whatever_the_windows_and_batches(corpus, monkeypatch):
     _, rows = corpus.run(feature="codes", top_k=3)
-    monkeypatch.setattr("vall_e.corpus.similar._WINDOW", 2)
-    monkeypatch.setattr("vall_e.corpus.similar._FRAMES", 6)
+    monkeypatch.setattr("vall_e.corpus.features._WINDOW", 2)
+    monkeypatch.setattr("vall_e.corpus.features._FRAMES", 6)
     _, again = corpus.run(feature="codes", top_k=3)
     for name, row in rows.items():
         assert row["neighbours"] == again[name]["neighbours"]
@@ -146,7 +117,7 @@ def test_codes_are_compared_whatever_the_windows_and_batches(corpus, monkeypatch
 
 def test_the_stage_takes_its_tables_from_the_codec_and_not_from_what_training_replaces(corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder, target in (("data/ingest", corpus.folder), ("data/encode", corpus.folder / "codes")):
+    for folder, target in (("data/quality", corpus.folder), ("data/encode", corpus.folder / "codes")):
         Path(folder).parent.mkdir(exist_ok=True)
         Path(folder).symlink_to(target)
     small.mel().save(Path("models/codec"))
@@ -160,3 +131,134 @@ def test_the_stage_takes_its_tables_from_the_codec_and_not_from_what_training_re
         run(voice="./models/voice")
     with pytest.raises(ValueError, match=r"similar\.voice is for feature codes"):
         SimilarConfig(feature="mfcc", voice="v")
+
+
+@pytest.mark.parametrize("feature", ["mfcc", "codes"])
+def test_the_same_bytes_with_one_worker_and_two_and_any_shards(corpus, monkeypatch, feature):
+    corpus.run(feature=feature)
+    whole = (corpus.folder / "similar.parquet").read_bytes()
+    monkeypatch.setattr(features, "SHARD", 3)
+    for workers in (1, 2):
+        corpus.run(workers, feature=feature)
+        assert (corpus.folder / "similar.parquet").read_bytes() == whole
+    assert not (corpus.folder / ".work").exists()
+
+
+def test_a_run_that_was_stopped_listens_to_no_finished_shard_again(corpus, monkeypatch):
+    corpus.run()
+    whole = (corpus.folder / "similar.parquet").read_bytes()
+    monkeypatch.setattr(features, "SHARD", 2)
+    heard, statistics = [], features.mfcc_statistics
+
+    def stopped(wav):
+        if len(heard) == 5:
+            raise KeyboardInterrupt
+        heard.append(wav)
+        return statistics(wav)
+
+    monkeypatch.setattr(features, "mfcc_statistics", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        corpus.run()
+    monkeypatch.setattr(features, "mfcc_statistics", lambda wav: heard.append(wav) or statistics(wav))
+    corpus.run()
+    assert len(heard) == 5 + 3, "two of four shards, four of seven recordings, were done"
+    assert (corpus.folder / "similar.parquet").read_bytes() == whole
+
+
+def _alone_is_a2(folder, figures, rows, plain):
+    """a2 killed its worker: it is in the corpus, a reject, and nobody's neighbour; the others' are as in ``plain``."""
+    assert figures["kept"] == len(rows) == len(plain) and figures["rejected"] == {"poisoned": 1}
+    (row,) = read_rows(folder / "rejects.parquet", REJECTS)
+    assert (row["id"], row["stage"], row["value"]) == ("a2", "similar", "its worker died: exit code 9")
+    assert rows["a2"]["neighbours"] == rows["a2@0.9"]["neighbours"] == []
+    assert not any("a2" in name for row in rows.values() for name in row["neighbours"])
+    assert rows["a1"]["neighbours"] == plain["a1"]["neighbours"] and rows["a0"]["neighbours"]
+
+
+def _deadly(path, *rest, plain=features.load, **part):
+    return os._exit(9) if "a2" in path else plain(path, *rest, **part)
+
+
+def _listen_deadly(*arguments):
+    """A shard's work, in a worker, with a recording that ends the process."""
+    features.load = _deadly
+    _plain_listen(*arguments)
+
+
+_plain_listen = features._listen
+
+
+@pytest.mark.slow
+def test_a_recording_that_kills_its_worker_has_no_neighbours_and_is_nobodys(corpus, monkeypatch):
+    _, plain = corpus.run(top_k=1)
+    assert "a2" in plain["a0"]["neighbours"]
+    monkeypatch.setattr(features, "SHARD", 3)
+    monkeypatch.setattr(features, "_listen", _listen_deadly)
+    figures, rows = corpus.run(2, top_k=1)
+    _alone_is_a2(corpus.folder, figures, rows, plain)
+
+
+_A2 = heard(210, 2)
+
+
+def _vectors_deadly(codes, lengths, tables, plain=features.utterance_vectors):
+    same = (codes[:, :, :6].flatten(1) == torch.tensor(_A2)).all(1)
+    return os._exit(9) if bool(same.any()) else plain(codes, lengths, tables)
+
+
+def _read_deadly(*arguments):
+    """A shard's work, in a worker, with an utterance whose codes end the process."""
+    features.utterance_vectors = _vectors_deadly
+    _plain_read(*arguments)
+
+
+_plain_read = features._read
+
+
+@pytest.mark.slow
+def test_codes_that_kill_a_worker_have_no_neighbours_and_are_nobodys(tmp_path, monkeypatch):
+    corpus = Corpus(tmp_path)
+    rows = read_rows(tmp_path / "codes/shard-00000.parquet", CODES)
+    for number, part in enumerate((rows[:4], rows[4:])):
+        write_table(part, CODES, tmp_path / f"codes/shard-{number:05d}.parquet")
+    _, plain = corpus.run(feature="codes", top_k=1)
+    assert "a2" in plain["a0"]["neighbours"]
+    monkeypatch.setattr(features, "_read", _read_deadly)
+    figures, rows = corpus.run(2, feature="codes", top_k=1)
+    _alone_is_a2(tmp_path, figures, rows, plain)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"codes": [12] * 12}, {"codes": [-1] * 12}, {"codes": [0] * 11}, {"levels": 3, "codes": [0] * 18}]
+)
+def test_codes_that_are_not_of_the_codec_are_rejects_unless_none_is(tmp_path, damage):
+    corpus = Corpus(tmp_path)
+    path = tmp_path / "codes/shard-00000.parquet"
+    rows = read_rows(path, CODES)
+    write_table([row | (damage if row["id"] == "a2" else {}) for row in rows], CODES, path)
+    figures, found = corpus.run(feature="codes", top_k=1)
+    (row,) = read_rows(tmp_path / "rejects.parquet", REJECTS)
+    assert (row["id"], row["rule"], row["threshold"]) == ("a2", "codes", "codes 0 to 11 on 2 levels")
+    assert figures["kept"] == len(found) == len(rows) and figures["rejected"] == {"codes": 1}
+    assert found["a2"]["neighbours"] == [] and found["a0"]["neighbours"] not in ([], ["a2"])
+    write_table([row | damage for row in rows], CODES, path)
+    with pytest.raises(ValueError, match=r"no codes of .* can be compared \(codes: .*run the encode stage again"):
+        corpus.run(feature="codes", top_k=1)
+
+
+def test_overlapping_stretches_of_a_recording_are_no_neighbours_and_each_is_heard_by_itself(tmp_path):
+    low, high = tone(0.5, 16_000, 200, 0), tone(0.5, 16_000, 900, 1)
+    soundfile.write(tmp_path / "long.wav", np.concatenate([low, high, low, high]), 16_000)
+    spans = {"a": (0.0, 0.5), "b": (0.25, 0.75), "c": (0.5, 1.0), "d": (1.0, 1.5), "e": (1.5, 2.0)}
+    shared = {"path": str(tmp_path / "long.wav"), "recording": "long", "speaker": "s", "language": "en-us"}
+    shared |= {"split": "train", "sample_rate": 16_000, "channels": 1, "digest": "0", "group": None, "origin": "given"}
+    manifest = [{"id": n, "start": s, "end": e, "seconds": e - s, "text": n, **shared} for n, (s, e) in spans.items()]
+    same = {"speaker": "s", "language": "en-us", "split": "train", "phones": ["x"], "frames": 1, "levels": 1}
+    codes = [{"id": n, "source": n, "text": n, "codes": [0], "seconds": 0.5, **same} for n in spans]
+    write_table(manifest, UTTERANCES, tmp_path / "manifest.parquet")
+    write_table(codes, CODES, tmp_path / "codes" / "shard-00000.parquet")
+    settings, manifest = SimilarConfig(top_k=4), tmp_path / "manifest.parquet"
+    similar(settings, manifest, tmp_path / "codes", tmp_path, ExecutorConfig(), tmp_path / ".work", False)
+    near = {row["id"]: row["neighbours"] for row in read_rows(tmp_path / "similar.parquet", SIMILAR)}
+    assert near["a"][0] == "d" and near["d"][0] == "a" and near["c"][0] == "e" and near["e"][0] == "c"
+    assert set(near["a"]) == {"c", "d", "e"} and set(near["b"]) == {"d", "e"} and set(near["c"]) == {"a", "d", "e"}

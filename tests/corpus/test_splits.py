@@ -7,10 +7,10 @@ import random
 import pytest
 
 from vall_e.corpus.splits import Candidate, assign, held_out
-from vall_e.preparation import IngestConfig
+from vall_e.preparation import SplitConfig
 
-CONFIG = IngestConfig(test_fraction=0.1, val_fraction=0.05)
-CORPUS = [Candidate(f"u{i}", f"s{i % 5}", f"text {i % 400}") for i in range(2000)]
+CONFIG = SplitConfig(test_fraction=0.1, val_fraction=0.05)
+CORPUS = [Candidate(f"u{i}", f"s{i % 5}", f"text {i % 400}", f"r{i % 300}") for i in range(2000)]
 
 
 def test_order_and_company_do_not_matter() -> None:
@@ -22,15 +22,15 @@ def test_order_and_company_do_not_matter() -> None:
 
 
 def test_shares_are_about_what_was_asked() -> None:
-    rows = [Candidate(f"u{i}", "s", f"text {i}") for i in range(20_000)]
+    rows = [Candidate(f"u{i}", "s", f"text {i}", f"u{i}") for i in range(20_000)]
     got = list(assign(rows, CONFIG).values())
     assert got.count("test") / len(got) == pytest.approx(0.1, abs=0.01)
     assert got.count("val") / len(got) == pytest.approx(0.05, abs=0.01)
 
 
-@pytest.mark.parametrize(("split_by", "group"), [("text", "text"), ("speaker", "speaker")])
-def test_groups_stay_together(split_by: str, group: str) -> None:
-    config = CONFIG.model_copy(update={"split_by": split_by, "test_fraction": 0.3})
+@pytest.mark.parametrize(("by", "group"), [("text", "text"), ("speaker", "speaker"), ("recording", "recording")])
+def test_groups_stay_together(by: str, group: str) -> None:
+    config = CONFIG.model_copy(update={"by": by, "test_fraction": 0.3})
     splits = assign(CORPUS, config)
     seen: dict[str, set[str]] = {}
     for candidate in CORPUS:
@@ -40,8 +40,8 @@ def test_groups_stay_together(split_by: str, group: str) -> None:
 
 
 def test_utterances_of_one_text_may_part() -> None:
-    config = CONFIG.model_copy(update={"split_by": "utterance"})
-    same = [Candidate(f"u{i}", "s", "seven") for i in range(500)]
+    config = CONFIG.model_copy(update={"by": "utterance"})
+    same = [Candidate(f"u{i}", "s", "seven", f"u{i}") for i in range(500)]
     assert set(assign(same, config).values()) == {"train", "val", "test"}
     assert len(set(assign(same, CONFIG).values())) <= 2
 
@@ -66,15 +66,15 @@ def test_a_sentence_is_held_out_by_the_rule_for_joined_strings() -> None:
 def test_small_corpora_get_each_split_they_have_room_for(count: int) -> None:
     for seed in range(10):
         config = CONFIG.model_copy(update={"seed": seed})
-        got = set(assign([Candidate(f"u{i}", "s", f"t{i}") for i in range(count)], config).values())
+        got = set(assign([Candidate(f"u{i}", "s", f"t{i}", f"u{i}") for i in range(count)], config).values())
         assert "train" in got
         assert got == {"train", "val", "test"} or count < 3
 
 
 def test_single_words_are_for_training_where_longer_texts_are_held_out() -> None:
     config = CONFIG.model_copy(update={"test_fraction": 0.4, "val_fraction": 0.2})
-    words = [Candidate(f"w{i}", "s", f"word{i}") for i in range(40)]
-    longer = [Candidate(f"t{i}", "s", f"word{i} and more") for i in range(40)]
+    words = [Candidate(f"w{i}", "s", f"word{i}", f"w{i}") for i in range(40)]
+    longer = [Candidate(f"t{i}", "s", f"word{i} and more", f"t{i}") for i in range(40)]
     splits = assign(words + longer, config)
     assert {splits[c.id] for c in words} == {"train"}
     assert {splits[c.id] for c in longer} == {"train", "val", "test"}

@@ -1,69 +1,106 @@
-"""Texts are checked or recognised; a killed run goes on; phones and tokenizer follow."""
+"""Recordings of any length become utterances with a text; a killed run goes on; phones and tokenizer follow."""
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from tests.corpus.transcription.bursts import RATE, BurstEar, bursts
 from vall_e.audio import save_wav
-from vall_e.corpus.phonemize import phonemize
 from vall_e.corpus.quality import RejectRateError
-from vall_e.corpus.schema import MANIFEST, PHONES, REJECTS, TRANSCRIPTS, read_rows, write_table
-from vall_e.corpus.transcribe import character_error_rate, transcribe
-from vall_e.preparation import PhonemizeConfig, TranscribeConfig
-from vall_e.text.tokenizer import Tokenizer
+from vall_e.corpus.schema import MANIFEST, REJECTS, TRANSCRIPTS, read_rows, write_table
+from vall_e.corpus.transcribe import Models, transcribe
+from vall_e.corpus.transcription import listening
+from vall_e.corpus.transcription.checking import character_error_rate
+from vall_e.corpus.work import digest_of
+from vall_e.evaluation.hearing import Hearing, Hypothesis, Piece, Word
+from vall_e.preparation import ExecutorConfig, TranscribeConfig
 
-RATE = 16_000
+NEVER = 10**9
 
 
 class Ear:
-    """A recogniser that knows each clip by its length. ``patience`` clips later it dies."""
+    """A recogniser that knows each clip by its length. ``patience`` clips later it dies; ``poison`` breaks it."""
 
-    def __init__(self, words: dict[int, str], patience: int | None = None) -> None:
-        self.words, self.patience = words, patience
+    def __init__(self, words: dict[int, str], patience: int = NEVER, poison: int = 0, language: str = "en") -> None:
+        self.words, self.patience, self.poison, self.language = words, patience, poison, language
         self.heard: list[str] = []
         self.calls: list[tuple[str | None, bool]] = []
 
-    def transcribe(
-        self, clips: Sequence[tuple[np.ndarray, int]], prompt: str | None = None, vad: bool = False
-    ) -> list[str]:
+    def hear(self, clips, prompt=None, vad=False, words=False, languages=None) -> list[Hearing]:
         self.calls.append((prompt, vad))
-        if self.patience is not None and len(self.heard) + len(clips) > self.patience:
+        if any(len(wav) == self.poison for wav, _ in clips):
+            raise RuntimeError("the model broke")
+        if len(self.heard) + len(clips) > self.patience:
             raise KeyboardInterrupt
-        texts = [self.words[len(wav)] for wav, _ in clips]
-        self.heard += texts
-        return texts
+        return [self._hear(len(wav), len(wav) / rate) for wav, rate in clips]
+
+    def _hear(self, samples: int, seconds: float) -> Hearing:
+        text = self.words[samples]
+        self.heard.append(text)
+        if not text:
+            return Hearing(self.language)
+        parts = text.split()
+        times = np.linspace(0.0, seconds, len(parts) + 1)
+        words = [Word(w, a, b, 0.9) for w, a, b in zip(parts, times[:-1], times[1:], strict=True)]
+        said = Hypothesis(text, -0.1, 0.01, True, tuple(range(len(parts))))
+        return Hearing(self.language, 0.8, [Piece(0.0, seconds, said, tuple(words))])
+
+
+def made(ear: Any, _: Any) -> Any:
+    return ear
+
+
+def recording(name: str, path: Path, wav: np.ndarray, text: str | None, language: str = "en-us") -> dict[str, Any]:
+    save_wav(path, wav, RATE)
+    return {
+        "id": name,
+        "path": str(path),
+        "group": None,
+        "speaker": "s",
+        "text": text,
+        "language": language,
+        "split": "train",
+        "seconds": len(wav) / RATE,
+        "sample_rate": RATE,
+        "channels": 1,
+        "digest": f"{name} {text}",
+    }
 
 
 def corpus(folder: Path, texts: Sequence[str | None], language: str = "en-us") -> tuple[Path, list[str]]:
-    """A manifest whose utterance i has 3200 + i samples."""
-    rows = []
-    for index, text in enumerate(texts):
-        path = save_wav(folder / f"u{index:03d}.wav", np.full(3200 + index, 0.1), RATE)
-        rows.append(
-            {
-                "id": f"u{index:03d}",
-                "path": str(path),
-                "speaker": "s",
-                "text": text,
-                "language": language,
-                "split": "train",
-                "seconds": (3200 + index) / RATE,
-                "sample_rate": RATE,
-                "channels": 1,
-                "digest": str(index),
-            }
-        )
+    """A manifest whose recording i has 3200 + i samples."""
+    rows = [
+        recording(f"u{i:03d}", folder / f"u{i:03d}.wav", np.full(3200 + i, 0.1), text, language)
+        for i, text in enumerate(texts)
+    ]
     return write_table(rows, MANIFEST, folder / "manifest.parquet"), [row["id"] for row in rows]
 
 
-def run(folder: Path, manifest: Path, ear: Ear, **changes: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    config = TranscribeConfig.model_validate({"max_reject_rate": 0.9} | changes)
-    figures = transcribe(config, manifest, folder / "out", folder / "work", recogniser=ear, progress=False)
+def run(
+    folder: Path, manifest: Path, ear: Any, workers: int = 1, models: dict[str, Any] | None = None, **changes: Any
+) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    rules = {"chars_per_second": (0.0, 1000.0)} | changes.pop("hallucinations", {})
+    config = TranscribeConfig.model_validate(
+        {"max_reject_rate": 0.9, "align": "off", "hallucinations": rules} | changes
+    )
+    figures = transcribe(
+        config,
+        manifest,
+        folder / "out",
+        folder / "work",
+        ExecutorConfig(workers=workers),
+        Models(recogniser=partial(made, ear), **models or {}),
+        progress=False,
+    )
     kept = {row["id"]: row for row in read_rows(folder / "out/transcripts.parquet", TRANSCRIPTS)}
     rejects = {row["id"]: row for row in read_rows(folder / "out/rejects.parquet", REJECTS)}
     assert figures["kept"] == len(kept) and sum(figures["rejected"].values()) == len(rejects)
@@ -75,14 +112,13 @@ def test_given_texts_are_checked_and_others_recognised(tmp_path: Path) -> None:
     said = ["seven three", "good morning", "Hello there", " ...", "x", "seven three nine", ""]
     ear = Ear(dict(enumerate(said, 3200)))
     kept, rejects, figures = run(tmp_path, manifest, ear, prompt="digits", max_cer=0.3)
-    assert kept["u000"] == {
-        "id": "u000",
-        "text": "Seven, three.",
-        "origin": "given",
-        "recognised": "seven three",
-        "cer": 0.0,
-    }
+    row = kept["u000"]
+    assert (row["text"], row["origin"], row["recognised"], row["cer"]) == ("Seven, three.", "given", "seven three", 0.0)
+    assert (row["recording"], row["start"], row["end"], row["speaker"]) == ("u000", 0.0, pytest.approx(0.2), "s")
+    assert row["avg_logprob"] == pytest.approx(-0.1 * 2 / 3) and row["no_speech"] == pytest.approx(0.01)
+    assert row["words"] is None
     assert (kept["u002"]["text"], kept["u002"]["origin"], kept["u002"]["cer"]) == ("Hello there", "recognised", None)
+    assert [word["word"] for word in kept["u002"]["words"]] == ["Hello", "there"]
     assert {name: row["rule"] for name, row in rejects.items()} == {
         "u001": "cer",
         "u003": "no_speech",
@@ -91,7 +127,8 @@ def test_given_texts_are_checked_and_others_recognised(tmp_path: Path) -> None:
         "u006": "cer",
     }
     assert "good morning" in rejects["u001"]["value"] and rejects["u001"]["threshold"] == "0.3"
-    assert (figures["given"], figures["recognised"], figures["verified"]) == (1, 1, 4)
+    assert all(row["value"] is not None and row["threshold"] for row in rejects.values())
+    assert (figures["given"], figures["recognised"], figures["verified"], figures["cut"]) == (1, 1, 4, 0)
     assert 0 < figures["mean_cer"] <= 1
     # Recordings without a text are cut into speech first, known short clips are not.
     assert set(ear.calls) == {("digits", False), ("digits", True)}
@@ -116,67 +153,209 @@ def test_verify_fraction_is_a_choice_by_id(tmp_path: Path) -> None:
     assert not chosen[0] and 5 < len(chosen[1]) < len(chosen[2]) < 55 and chosen[1] < chosen[2]
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    manifest, ids = corpus(tmp_path, ["one"] * 20)
+def test_inventions_are_rejects_only_where_the_text_is_the_recognisers(tmp_path: Path) -> None:
+    manifest, _ = corpus(tmp_path, ["no " * 9, None, None, None])
+    said = ["no " * 9, "no " * 9, "Thanks for watching!", "good words"]
+    kept, rejects, _ = run(tmp_path, manifest, Ear(dict(enumerate(said, 3200))))
+    assert set(kept) == {"u000", "u003"}
+    assert {name: row["rule"] for name, row in rejects.items()} == {"u001": "loop", "u002": "phrase"}
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_long_recording_is_cut_and_nothing_of_it_is_lost(tmp_path: Path, monkeypatch, given: bool) -> None:
+    monkeypatch.setattr(listening, "WINDOW_SECONDS", 20.0)
+    wav, truth = bursts(150, 1)
+    said = " ".join(word for word, _, _ in truth)
+    row = recording("long", tmp_path / "long.wav", wav, said.upper() if given else None)
+    manifest = write_table([row], MANIFEST, tmp_path / "manifest.parquet")
+    # Every ninth word is heard as another one, or not at all.
+    wrong = {k: "zebra" if k % 2 else "" for k in range(0, 150, 9)} if given else {}
+    ear = BurstEar(truth, wrong)
+    kept, rejects, figures = run(tmp_path, manifest, ear, max_seconds=9.0, max_cer=0.9)
+    assert len(wav) / RATE > 60 and ear.longest <= 20.0
+    assert figures["cut"] == 1 and len(kept) > 5
+    assert all(row["recording"] == "long" and 0.5 <= row["end"] - row["start"] <= 9.0 for row in kept.values())
+    spans = sorted((row["start"], row["end"]) for row in kept.values())
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+    inside = 0
+    for row in kept.values():
+        mine = [word for word, start, end in truth if start < row["end"] and end > row["start"]]
+        inside += len(mine)
+        assert row["text"] == " ".join(mine).upper() if given else row["text"] == " ".join(mine)
+        assert row["origin"] == ("given" if given else "recognised")
+    # What is missing is in the rejects, which say why.
+    assert inside == 150 or {row["rule"] for row in rejects.values()} <= {"unsure", "no_pause", "too_short"}
+    assert inside >= 130 if given else inside == 150
+    assert list(kept) == sorted(kept) and all(name.startswith("long-0") for name in [*kept, *rejects])
+
+
+def test_a_text_that_is_of_another_recording_is_unsure(tmp_path: Path) -> None:
+    wav, truth = bursts(40, 2)
+    row = recording("long", tmp_path / "long.wav", wav, "nothing of this was ever said here " * 6)
+    good = recording("short", tmp_path / "short.wav", np.full(3200, 0.1), "one")
+    manifest = write_table([row, good], MANIFEST, tmp_path / "manifest.parquet")
+
+    class Both(BurstEar):
+        def hear(self, clips, *args, **how):
+            return [
+                Ear({3200: "one"}).hear([c])[0] if len(c[0]) == 3200 else super(Both, self).hear([c])[0] for c in clips
+            ]
+
+    kept, rejects, _ = run(tmp_path, manifest, Both(truth), max_seconds=9.0, max_cer=5.0)
+    assert set(kept) == {"short"} and {row["rule"] for row in rejects.values()} == {"unsure"}
+
+
+def test_an_id_is_never_that_of_another_recording(tmp_path: Path) -> None:
+    wav, truth = bursts(40, 2)
+    rows = [
+        recording("a", tmp_path / "a.wav", wav, None),
+        recording("a-0001", tmp_path / "b.wav", np.full(3200, 0.1), "one"),
+    ]
+    manifest = write_table(rows, MANIFEST, tmp_path / "manifest.parquet")
+    kept, _, _ = run(tmp_path, manifest, BurstEar(truth), max_seconds=9.0, verify_fraction=0.0)
+    assert kept["a-0001"]["recording"] == "a-0001" and kept["a-0001_"]["recording"] == "a"
+
+
+class Turns:
+    """Two people, the second from ``at`` seconds on."""
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+
+    def __call__(self, wav: np.ndarray) -> list[tuple[float, float, str]]:
+        return [(0.0, self.at, "B"), (self.at, len(wav) / RATE, "A")]
+
+
+def test_utterances_are_cut_where_the_speaker_changes(tmp_path: Path) -> None:
+    wav, truth = bursts(12, 4)
+    at = (truth[5][2] + truth[6][1]) / 2
+    manifest = write_table([recording("r", tmp_path / "r.wav", wav, None)], MANIFEST, tmp_path / "manifest.parquet")
+    models = {"diariser": lambda config, device: Turns(at)}
+    kept, _, _ = run(tmp_path, manifest, BurstEar(truth), models=models, diarise={"model": "x"})
+    said = [word for word, _, _ in truth]
+    assert [(row["speaker"], row["text"]) for row in kept.values()] == [
+        ("s-S0", " ".join(said[:6])),
+        ("s-S1", " ".join(said[6:])),
+    ]
+    whole = {"diariser": lambda config, device: Turns(1000.0)}
+    kept, _, _ = run(tmp_path / "again", manifest, BurstEar(truth), models=whole, diarise={"model": "x"})
+    assert [(row["id"], row["speaker"]) for row in kept.values()] == [("r", "s-S0")]
+
+
+class Shifted:
+    """Says of all words that they are in the first half of what it is given."""
+
+    def align(self, wav: np.ndarray, words: Sequence[str]) -> list[Word]:
+        times = np.linspace(0.0, len(wav) / RATE / 2, len(words) + 1)
+        return [Word(w, a, b, 0.5) for w, a, b in zip(words, times[:-1], times[1:], strict=True)]
+
+
+def test_words_are_aligned_where_a_model_is_named_for_their_language(tmp_path: Path) -> None:
+    manifest, _ = corpus(tmp_path, [None, None])
+    said = dict(enumerate(["one two", "three four"], 3200))
+    models = {"aligner": lambda model, language, device: Shifted()}
+    kept, _, figures = run(tmp_path, manifest, Ear(said), models=models, align={"en": "./x", "de": "./y"})
+    assert figures["word_times"] == {"en": "x"}
+    metadata = pq.read_schema(tmp_path / "out/transcripts.parquet").metadata
+    assert json.loads(metadata[b"word_times"]) == {"en": "x"}
+    assert all(word["end"] <= 0.1001 and word["score"] == 0.5 for word in kept["u001"]["words"])
+    kept, _, figures = run(tmp_path, manifest, Ear(said), models=models, align={"de": "./y"})
+    assert figures["word_times"] == {"en": "attention"} and kept["u001"]["words"][1]["end"] > 0.15
+
+
+def test_a_detected_language_is_espeaks(tmp_path: Path) -> None:
+    manifest, _ = corpus(tmp_path, [None], language="en-gb")
+    settings = {"recogniser": {"language": "auto"}}
+    for code, found in (("de", "de"), ("en", "en-gb"), ("zh", "cmn")):
+        kept, _, _ = run(tmp_path, manifest, Ear({3200: "word"}, language=code), **settings)
+        assert kept["u000"]["language"] == found and kept["u000"]["language_probability"] == pytest.approx(0.8)
+    with pytest.raises(RejectRateError, match="language"):
+        run(tmp_path, manifest, Ear({3200: "word"}, language="bo"), **settings)
+
+
+@pytest.mark.parametrize("patience", [1, 5, 10, 14, 19])
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, patience: int) -> None:
+    manifest, ids = corpus(tmp_path, ["one", None] * 10)
     words = dict.fromkeys(range(3200, 3220), "one")
-    settings = {"recogniser": {"batch_size": 1}}  # four clips reach the journal at a time
+    settings = {"shard_size": 4, "recogniser": {"batch_size": 1}}
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, manifest, Ear(words, patience=10), **settings)
-    (journal,) = (tmp_path / "work").glob("transcribe-*/heard.jsonl")
-    assert len(journal.read_text().splitlines()) == 8
-    with journal.open("a") as file:
-        file.write('{"id": "u0')  # what a kill leaves
+        run(tmp_path, manifest, Ear(words, patience), **settings)
+    done = list((tmp_path / "work").glob("transcribe-*/shard-*.jsonl"))
+    assert sum(len(path.read_text().splitlines()) for path in done) == 4 * len(done) <= patience
+    (tmp_path / "work" / done[0].parent.name / ".tmp-1-shard-00004.jsonl").write_text("{") if done else None
     ear = Ear(words)
     kept, _, _ = run(tmp_path, manifest, ear, **settings)
-    assert len(ear.heard) == 12 and set(kept) == set(ids)
-    assert not list((tmp_path / "work").glob("*")) or not (tmp_path / "work").exists()
+    assert len(ear.heard) == 20 - 4 * len(done) and set(kept) == set(ids)
+    assert not (tmp_path / "work").exists()
+    run(tmp_path / "whole", manifest, Ear(words), **settings)
+    assert digest_of(tmp_path / "out") == digest_of(tmp_path / "whole/out")
 
 
-def test_other_parameters_do_not_use_the_old_journal(tmp_path: Path) -> None:
+def test_two_workers_write_the_same_bytes(tmp_path: Path) -> None:
+    manifest, _ = corpus(tmp_path, ["one", None] * 6)
+    ear = Ear({3200 + i: f"word number {'abcdefghijkl'[i]}" for i in range(12)})
+    settings = {"shard_size": 4, "max_cer": 9.0}
+    for workers in (1, 2):
+        run(tmp_path / str(workers), manifest, ear, workers=workers, **settings)
+    assert digest_of(tmp_path / "1/out") == digest_of(tmp_path / "2/out")
+
+
+def test_a_gate_that_changes_makes_nobody_listen_again(tmp_path: Path) -> None:
+    manifest, _ = corpus(tmp_path, ["one two three"] * 2)
+    words = {3200: "one two three", 3201: "zebra"}
+    with pytest.raises(RejectRateError, match="zebra"):
+        run(tmp_path, manifest, Ear(words), max_reject_rate=0.4)
+    ear = Ear(words)
+    kept, _, _ = run(tmp_path, manifest, ear, max_reject_rate=0.4, max_cer=9.0)
+    assert len(kept) == 2 and not ear.heard
+
+
+def test_a_recording_that_comes_back_is_heard_and_aligned(tmp_path: Path) -> None:
+    manifest, _ = corpus(tmp_path, [None] * 4)
+    words = dict.fromkeys(range(3200, 3204), "one two")
+    settings = {"align": {"en": "aligner"}, "shard_size": 2, "models": {"aligner": lambda *_: Shifted()}}
+    run(tmp_path, manifest, Ear(words), **settings)
+    whole = digest_of(tmp_path / "out")
+    away = (tmp_path / "u002.wav").rename(tmp_path / "away")
+    with pytest.raises(RejectRateError, match="unreadable|missing"):
+        run(tmp_path, manifest, Ear(words), max_reject_rate=0.1, **settings)
+    away.rename(tmp_path / "u002.wav")
+    ear = Ear(words)
+    run(tmp_path, manifest, ear, max_reject_rate=0.1, **settings)
+    assert digest_of(tmp_path / "out") == whole and len(ear.heard) == 2
+
+
+def test_other_parameters_do_not_use_the_old_work(tmp_path: Path) -> None:
     manifest, _ = corpus(tmp_path, ["one"] * 8)
     words = dict.fromkeys(range(3200, 3208), "one")
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, manifest, Ear(words, patience=4), recogniser={"batch_size": 1})
+        run(tmp_path, manifest, Ear(words, 4), recogniser={"batch_size": 1}, shard_size=4)
     ear = Ear(words)
-    run(tmp_path, manifest, ear, recogniser={"batch_size": 1}, prompt="another")
+    run(tmp_path, manifest, ear, recogniser={"batch_size": 1}, shard_size=4, prompt="another")
     assert len(ear.heard) == 8
 
 
-def test_a_recording_that_vanished_costs_itself_only(tmp_path: Path) -> None:
-    manifest, _ = corpus(tmp_path, ["one"] * 3)
+@pytest.mark.parametrize("text", ["one", None])
+def test_a_recording_that_is_broken_costs_itself_only(tmp_path: Path, text: str | None) -> None:
+    manifest, _ = corpus(tmp_path, [text] * 5)
     (tmp_path / "u001.wav").write_bytes(b"")
-    kept, rejects, _ = run(tmp_path, manifest, Ear(dict.fromkeys(range(3200, 3203), "one")))
-    assert set(kept) == {"u000", "u002"} and rejects["u001"]["rule"] == "unreadable"
+    ear = Ear(dict.fromkeys(range(3200, 3205), "one"), poison=3203)
+    kept, rejects, _ = run(tmp_path, manifest, ear)
+    assert set(kept) == {"u000", "u002", "u004"}
+    assert {name: row["rule"] for name, row in rejects.items()} == {"u001": "unreadable", "u003": "recogniser_failed"}
+    assert rejects["u003"]["value"] == "the model broke"
 
 
-def test_too_many_rejects_fail_with_what_was_heard(tmp_path: Path) -> None:
-    manifest, _ = corpus(tmp_path, ["one two three"] * 2)
-    with pytest.raises(RejectRateError, match="zebra"):
-        run(tmp_path, manifest, Ear({3200: "one two three", 3201: "zebra"}), max_reject_rate=0.4)
-
-
-def test_phones_and_tokenizer(tmp_path: Path) -> None:
-    manifest, _ = corpus(tmp_path, ["7", "Two!", "?!", None])
-    rows = [
-        {"id": f"u{i:03d}", "text": text, "origin": "given", "recognised": None, "cer": None}
-        for i, text in enumerate(["7", "Two!", "?!"])
-    ]
-    transcripts = write_table(rows, TRANSCRIPTS, tmp_path / "transcripts.parquet")
-    out = tmp_path / "phones"
-    figures = phonemize(PhonemizeConfig(max_reject_rate=0.5), manifest, transcripts, out, progress=False)
-    assert figures["kept"] == 2 and figures["rejected"] == {"no_words": 1}
-    rows = read_rows(out / "phones.parquet", PHONES)
-    assert [(row["id"], row["text"]) for row in rows] == [("u000", "seven"), ("u001", "two")]
-    assert rows[0]["phones"] == ["s", "ˈɛ", "v", "ə", "n"]
-    assert [row["id"] for row in read_rows(out / "rejects.parquet", REJECTS)] == ["u002"]
-    tokenizer = Tokenizer.load(out / "tokenizer.json")
-    assert set(tokenizer.phones) == {p for row in rows for p in row["phones"]}
-    assert len(tokenizer.phones) == figures["phones"]
-
-
-def test_phones_follow_the_languages_of_the_manifest(tmp_path: Path) -> None:
-    manifest, _ = corpus(tmp_path, ["zwei"], language="de")
-    rows = [{"id": "u000", "text": "2", "origin": "given", "recognised": None, "cer": None}]
-    transcripts = write_table(rows, TRANSCRIPTS, tmp_path / "transcripts.parquet")
-    phonemize(PhonemizeConfig(), manifest, transcripts, tmp_path / "out", progress=False)
-    assert read_rows(tmp_path / "out/phones.parquet", PHONES)[0]["phones"] == ["ts", "v", "ˈaɪ"]
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"min_seconds": 20.0}, "twice min_seconds"),
+        ({"min_pause": 3.0}, "min_pause"),
+        ({"diarise": {"model": "x", "min_speakers": 3, "max_speakers": 2}}, "max_speakers"),
+        ({"hallucinations": {"chars_per_second": (3.0, 1.0)}}, "lowest, highest"),
+        ({"diarise": {}}, "model"),
+    ],
+)
+def test_impossible_parameters_say_why(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TranscribeConfig.model_validate(changes)

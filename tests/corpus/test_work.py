@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ import time
 
 import pytest
 
-from vall_e.corpus.work import WorkFolder, digest_of, key_of, write_atomic
+from vall_e.corpus.work import WorkFolder, digest_of, key_of, replace_folder, sync, write_atomic
 from vall_e.preparation import EncodeConfig
 
 
@@ -79,6 +81,47 @@ def test_a_writer_that_fails_leaves_nothing_and_spoils_nothing(tmp_path):
         work.commit("a.txt", fail)
     assert [p.name for p in work.path.iterdir()] == ["a.txt"]
     assert (work.path / "a.txt").read_text() == "whole"
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_folder_after(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("vall_e.corpus.work.sync", lambda path: told.append((path.name, (tmp_path / "a").exists())))
+    write_atomic(tmp_path / "a", lambda path: path.write_text("x"))
+    assert told == [(f".tmp-{os.getpid()}-a", False), (tmp_path.name, True)]
+
+
+def test_published_names_are_on_the_disk(tmp_path, monkeypatch):
+    work, told = WorkFolder("encode", "1" * 16, tmp_path / ".work"), []
+    work.commit("a", lambda path: path.write_text("1"))
+    monkeypatch.setattr("vall_e.corpus.work.sync", lambda path: told.append((path.name, (tmp_path / "out").exists())))
+    work.publish(tmp_path / "out")
+    assert told == [("a", False), (".out.new", False), (tmp_path.name, True)]
+
+
+def test_a_folder_takes_its_place_when_all_that_is_in_it_is_on_the_disk(tmp_path, monkeypatch):
+    fresh, place = tmp_path / "fresh", tmp_path / "place"
+    for folder, said in ((place, "old"), (fresh / "deep", "new")):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text(said)
+    told = []
+    monkeypatch.setattr(
+        "vall_e.corpus.work.sync", lambda path: told.append((path.relative_to(tmp_path).as_posix(), fresh.exists()))
+    )
+    replace_folder(fresh, place)
+    assert told == [("fresh/deep/file", True), ("fresh/deep", True), ("fresh", True), (".", False)]
+    assert [p.name for p in tmp_path.iterdir()] == ["place"]
+    assert (place / "deep/file").read_text() == "new" and not (place / "file").exists()
+
+
+def test_a_folder_that_cannot_be_synced_is_no_error_and_a_full_disk_is(tmp_path, monkeypatch):
+    for number, refused in ((errno.EINVAL, False), (errno.ENOSPC, True)):
+
+        def broken(handle, number=number):
+            raise OSError(number, "no")
+
+        monkeypatch.setattr(os, "fsync", broken)
+        with pytest.raises(OSError) if refused else contextlib.nullcontext():
+            sync(tmp_path)
 
 
 def test_publish_replaces_the_out_folder_and_removes_the_work(tmp_path):

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiny import CODES, LEVELS, corpus, model_config, of_task, train_config
+from tests.tiny import ALONE, BOTH, CODES, LEVELS, NOISY, corpus, model_config, of_task, train_config
 from tests.training.test_run import CODEC, make_project, run
-from vall_e.config import JoinConfig, Params, TrainConfig
+from vall_e.config import Params, TrainConfig
 from vall_e.corpus.schema import CODES as SHARD
 from vall_e.corpus.schema import MIXTURES, read_rows, write_table
 from vall_e.data.corpus import CodesCorpus, Mixture
@@ -20,21 +20,16 @@ from vall_e.data.mixtures import join_mixtures
 from vall_e.data.samples import SampleMaker
 from vall_e.models.packing import Sample
 from vall_e.preparation import EncodeConfig, MixturesConfig
+from vall_e.regimen import JoinConfig
 from vall_e.tasks import NAMES
 from vall_e.text.tokenizer import Tokenizer
 
 SPACE = 3
-NOISY, ALONE, BOTH = 100, 200, 300  # added to codes, so that one sees where they are from
 
 
-def mixed(kinds: tuple[str, ...] = ("noise", "overlap")) -> CodesCorpus:
+def mixed(kinds: tuple[str, ...] = ("noise", "overlap"), every: int = 1) -> CodesCorpus:
     """The tiny corpus with mixtures whose codes say what they are."""
-    base = corpus()
-    found = {
-        "noise": {u.id: Mixture(u.codes + NOISY, u.codes + ALONE) for u in base.utterances},
-        "overlap": {u.id: Mixture(u.codes + BOTH, None) for u in base.utterances},
-    }
-    return replace(base, mixtures={kind: found[kind] for kind in kinds})
+    return corpus(mixtures=kinds, mixed=every)
 
 
 def made(task: str, count: int = 60, kind: str = "ar+nar", augment: bool = False, **changes: object) -> list[Sample]:
@@ -120,9 +115,8 @@ def test_what_is_masked_or_random_stays_so_when_the_answer_is_another(task: str,
 
 
 def test_an_utterance_without_a_partner_is_given_another_task() -> None:
-    base = mixed()
-    some = {name: m for name, m in base.mixtures["overlap"].items() if int(name[1:]) % 2}
-    part = replace(base, mixtures=base.mixtures | {"overlap": some})
+    part = mixed(every=2)
+    assert list(part.mixtures["overlap"]) == list(range(1, 24, 2)) and len(part.mixtures["noise"]) == 24
     model = model_config(tasks=("tts", "tse"))
     maker = SampleMaker(part, train_config(join=None), model, CODES, SPACE, 0, 0.0, augment=True)
     rng = np.random.default_rng(0)
@@ -204,14 +198,15 @@ def test_a_model_trains_on_all_twelve_tasks(tmp_path: Path, kind: str) -> None:
 def test_mixtures_are_read_when_asked_for_and_only_of_these_utterances(tmp_path: Path) -> None:
     make_project(tmp_path)
     add_mixtures(tmp_path)
-    folder, tokenizer = tmp_path / "data/encode", Tokenizer.load(tmp_path / "data/phonemize/tokenizer.json")
-    assert CodesCorpus.load(folder, tokenizer, "train").mixtures == {}
-    read = CodesCorpus.load(folder, tokenizer, "val", mixtures=("noise", "overlap"))
-    ids = {u.id for u in read.utterances}
-    assert len(ids) == 4 and set(read.mixtures["noise"]) == set(read.mixtures["overlap"]) == ids
+    folder, work = tmp_path / "data/encode", tmp_path / ".work"
+    tokenizer = Tokenizer.load(tmp_path / "data/phonemize/tokenizer.json")
+    assert CodesCorpus.load(folder, tokenizer, "train", work).mixtures == {}
+    read = CodesCorpus.load(folder, tokenizer, "val", work, mixtures=("noise", "overlap"))
+    assert len(read.utterances) == 4
+    assert set(read.mixtures["noise"]) == set(read.mixtures["overlap"]) == set(range(4))
     rows = {(row["id"], row["kind"]): row for row in read_rows(folder / "mixtures-00000.parquet", MIXTURES)}
     for u in read.utterances:
-        noisy, two = read.mixtures["noise"][u.id], read.mixtures["overlap"][u.id]
+        noisy, two = read.mixtures["noise"][u.index], read.mixtures["overlap"][u.index]
         assert noisy.codes.shape == noisy.noise.shape == two.codes.shape == u.codes.shape and two.noise is None
         assert noisy.codes.reshape(-1).tolist() == rows[u.id, "noise"]["codes"]
         assert noisy.noise.reshape(-1).tolist() == rows[u.id, "noise"]["noise"]
@@ -220,10 +215,10 @@ def test_mixtures_are_read_when_asked_for_and_only_of_these_utterances(tmp_path:
     short = row | {"frames": 1, "codes": row["codes"][:LEVELS], "noise": row["noise"][:LEVELS]}
     write_table([short], MIXTURES, folder / "mixtures-00000.parquet")
     with pytest.raises(ValueError, match=f"mixture of {row['id']} is of other codes: run the encode stage"):
-        CodesCorpus.load(folder, tokenizer, "train", mixtures=("noise",))
+        CodesCorpus.load(folder, tokenizer, "train", work, mixtures=("noise",))
     write_table([row], MIXTURES, folder / "mixtures-00000.parquet")
     with pytest.raises(ValueError, match="some utterances have no mixture with noise"):
-        CodesCorpus.load(folder, tokenizer, "train", mixtures=("noise",))
+        CodesCorpus.load(folder, tokenizer, "train", work, mixtures=("noise",))
 
 
 @pytest.mark.parametrize("kind", ["ar+nar", "ar-depth", "v2-nar"])

@@ -65,7 +65,7 @@ def load_codec(config: CodecConfig, folder: str | Path | None = None, device: st
     """The codec that ``config`` names.
 
     Args:
-        folder: where ``fit_codec`` (or a model) saved it; for encodec and dac optional (then
+        folder: where ``fit_codec`` (or a model) saved it; for the others than mel optional (then
             ``config.weights`` or the hub's own weights).
         device: torch device.
 
@@ -83,6 +83,10 @@ def load_codec(config: CodecConfig, folder: str | Path | None = None, device: st
         from vall_e.codecs.encodec import EncodecCodec
 
         return EncodecCodec.load(config, folder, device)
+    if config.name == "nemo":
+        from vall_e.codecs.nemo import NemoCodec
+
+        return NemoCodec.load(config, folder, device)
     from vall_e.codecs.dac import DacCodec
 
     return DacCodec.load(config, folder, device)

@@ -17,7 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vall_e.codecs.stream import Context, WaveStream
-from vall_e.codecs.weights import Published, fill, find_weights, read_saved, read_weights, write_codec
+from vall_e.codecs.weights import (
+    Published,
+    fill,
+    find_weights,
+    read_saved,
+    read_weights,
+    without_weight_norm,
+    write_codec,
+)
 from vall_e.preparation import CodecConfig
 
 _LOW_RATE = {"encoder_rates": [2, 4, 5, 8], "decoder_rates": [8, 5, 4, 2]}
@@ -53,7 +61,7 @@ class DacCodec:
         from dac.model import DAC
 
         try:
-            self.model = DAC(**architecture).eval().requires_grad_(False)
+            self.model = without_weight_norm(DAC(**architecture)).eval().requires_grad_(False)
         except TypeError as error:
             raise ValueError(f"dac: the description of the network does not fit: {error}") from None
         self.architecture = dict(architecture)

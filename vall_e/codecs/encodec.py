@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vall_e.codecs.seanet import lean, recur
 from vall_e.codecs.stream import Context, WaveStream
+from vall_e.codecs.vocos import VocosDecoder
 from vall_e.codecs.weights import Published, fill, find_weights, read_saved, read_weights, write_codec
 from vall_e.preparation import CodecConfig
 
 FILE = "encodec_24khz-d7cc33bc.th"
+_VOCOS = "vocos."  # before the names of its weights in a saved codec
 KBPS_PER_LEVEL = 0.75  # 75 frames/s of 10 bits
 ARCHITECTURE: dict[str, Any] = {
     "n_filters": 32, "dimension": 128, "ratios": [8, 5, 4, 2], "n_residual_layers": 1, "lstm": 2,
@@ -41,9 +44,10 @@ class EncodecCodec:
     Args:
         architecture: sizes of the network; :data:`ARCHITECTURE` is Meta's.
         bandwidth: kbit/s of the published model; sets L = bandwidth / 0.75.
+        vocos: decodes in place of the network's own decoder; None: the own one does.
 
     Raises:
-        ValueError: the network has fewer levels than ``bandwidth`` asks for.
+        ValueError: the network or ``vocos`` has fewer levels than ``bandwidth`` asks for, or ``vocos`` another hop.
     """
 
     name = "encodec"
@@ -51,7 +55,7 @@ class EncodecCodec:
     residual = True
     padding_safe = True
 
-    def __init__(self, architecture: dict[str, Any], bandwidth: float) -> None:
+    def __init__(self, architecture: dict[str, Any], bandwidth: float, vocos: VocosDecoder | None = None) -> None:
         self.architecture = ARCHITECTURE | architecture
         unknown = set(self.architecture) - set(ARCHITECTURE)
         if unknown:
@@ -66,6 +70,12 @@ class EncodecCodec:
         self.model = _build(self.architecture).eval().requires_grad_(False)
         self.hop = int(self.model.encoder.hop_length)
         self.frame_rate = self.sample_rate / self.hop
+        self.vocos = vocos
+        if vocos is not None and (vocos.hop != self.hop or vocos.levels < self.levels):
+            raise ValueError(
+                f"the Vocos decoder has {vocos.levels} levels and {vocos.hop} samples a frame, the codec {self.levels} "
+                f"and {self.hop}: choose a lower bandwidth or other codec.decoder_weights"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -80,11 +90,18 @@ class EncodecCodec:
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """``codes`` int64 [B, l, T] with 1 <= l <= L → wav float [B, 1, T * 320]."""
+        if self.vocos is not None:
+            return self.vocos(codes)
         latent = self.model.quantizer.vq.decode(codes.to(self.device).transpose(0, 1))
         return self.model.decoder(latent)[..., : codes.shape[-1] * self.hop]
 
     def stream(self, look_ahead: int | None = None) -> WaveStream:
-        """A decoder for codes that come piece by piece, exact and without looking ahead: the network is causal."""
+        """A decoder for codes that come piece by piece, exact and without looking ahead: the network is causal.
+
+        Vocos is not: exact, it waits for all that its windows and convolutions need.
+        """
+        if self.vocos is not None:
+            return WaveStream(self.vocos, self.hop, self.vocos.context, look_ahead)
         first, lstm, *rest = self.model.decoder.model
         field, rate = 0.0, 1
         for ratio in self.architecture["ratios"]:
@@ -102,13 +119,18 @@ class EncodecCodec:
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors: all that ``load`` needs, offline."""
         description = {"name": self.name, "bandwidth": self.bandwidth, "architecture": self.architecture}
-        write_codec(folder, description, self.model.state_dict())
+        state = self.model.state_dict()
+        if self.vocos is not None:
+            description["vocos"] = self.vocos.config
+            state = state | {f"{_VOCOS}{name}": value for name, value in self.vocos.state_dict().items()}
+        write_codec(folder, description, state)
 
     @classmethod
     def load(cls, config: CodecConfig, folder: Path | None, device: str = "cpu") -> EncodecCodec:
         """From ``folder`` (what ``save`` wrote), else from ``config.weights``, else Meta's published weights.
 
-        A saved folder keeps the bandwidth that it was saved with, so that a model finds the levels it was trained on.
+        A saved folder keeps the bandwidth and the decoder that it was saved with, so that a model finds the levels it
+        was trained on.
 
         Raises:
             FileNotFoundError: no weights; the message says what was tried.
@@ -121,7 +143,15 @@ class EncodecCodec:
         else:
             source = find_weights(cls.name, config.weights, published())
             state, description = read_weights(source)
-        codec = cls(description.get("architecture", {}), bandwidth)
+        codes = (ARCHITECTURE | description.get("architecture", {}))["bins"]
+        theirs = {name.removeprefix(_VOCOS): state.pop(name) for name in list(state) if name.startswith(_VOCOS)}
+        vocos = None
+        if "vocos" in description and folder is not None:
+            vocos = VocosDecoder(description["vocos"], theirs["tables"], codes).eval().requires_grad_(False)
+            fill(vocos, theirs, source)
+        elif folder is None and config.decoder == "vocos":
+            vocos = VocosDecoder.load(config.decoder_weights, codes)
+        codec = cls(description.get("architecture", {}), bandwidth, None if vocos is None else vocos.to(device))
         fill(codec.model, state, source)
         codec.model.to(device)
         return codec
@@ -149,21 +179,22 @@ class _Recurrent:
         if total == self.known or (total <= self.reach and not last):
             return new.new_zeros(new.shape[0], self.lstm.lstm.hidden_size, 0)
         x = self.conv(self.latent)[..., self.known :].permute(2, 0, 1)
-        y, self.state = self.lstm.lstm(x, self.state)
+        y, self.state = recur(self.lstm.lstm, x, self.state)
         self.known = min(total, self.reach)
         self.latent = self.latent[..., total - self.known :]
         return (y + x).permute(1, 2, 0)
 
 
 def _build(architecture: dict[str, Any]) -> torch.nn.Module:
-    """The real network at the given sizes; its weights are random and its code tables zero until filled."""
+    """The real network at the given sizes, without weight normalisation; its weights are random and its code tables
+    zero until filled."""
     from encodec.model import EncodecModel
     from encodec.modules import SEANetDecoder, SEANetEncoder
     from encodec.quantization import ResidualVectorQuantizer
 
     sizes = {key: architecture[key] for key in ("n_filters", "dimension", "ratios", "n_residual_layers", "lstm")}
-    encoder = SEANetEncoder(channels=1, norm="weight_norm", causal=True, **sizes)
-    decoder = SEANetDecoder(channels=1, norm="weight_norm", causal=True, **sizes)
+    encoder = lean(SEANetEncoder(channels=1, norm="none", causal=True, **sizes))
+    decoder = lean(SEANetDecoder(channels=1, norm="none", causal=True, **sizes))
     quantizer = ResidualVectorQuantizer(
         dimension=architecture["dimension"], n_q=architecture["n_q"], bins=architecture["bins"]
     )

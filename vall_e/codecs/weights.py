@@ -1,6 +1,7 @@
 """Where a published codec's weights come from, and how they are read without running anybody's code.
 
-``torch.load`` runs what a pickle says, so files are read with ``weights_only=True`` or as safetensors.
+``torch.load`` runs what a pickle says, so files are read with ``weights_only=True`` or as safetensors. Weight
+normalisation, which the packages work out again at every call, is multiplied out as weights are filled in.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils import remove_weight_norm
 
 TIMEOUT_SECONDS = 30.0
 
@@ -85,6 +88,33 @@ def _download(published: Published) -> Path:
     return published.cache
 
 
+def is_hub_id(name: str) -> bool:
+    """``name`` reads as OWNER/REPOSITORY of the Hugging Face hub."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
+
+
+def from_hub(what: str, repository: str, file: str) -> Path:
+    """One file of a repository on the Hugging Face hub, out of its cache or freshly fetched.
+
+    Args:
+        what: is loaded from it, for the error.
+
+    Raises:
+        FileNotFoundError: nothing is reachable; the message says what was tried and what to do.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except (OSError, ValueError) as error:  # the hub's errors are both
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    raise FileNotFoundError(
+        f"the weights of {what} are not reachable: {file} of {repository} is not in the hub's cache and cannot be "
+        f"fetched ({reason}). Fetch it on a machine that can (`hf download {repository}`), and give its path instead "
+        "of the name; or use the bundled codec (codec.name: mel), which needs no download"
+    )
+
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State dict and description of a weights file, or of a folder with one.
 
@@ -110,20 +140,33 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return load_file(path), description
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+    content = _unpickled(path, path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        kwargs = (content.get("metadata") or {}).get("kwargs")
+        return content["state_dict"], {"architecture": kwargs} if kwargs else description
+    return _tensors(content, path), description
+
+
+def plain_tensors(file: BinaryIO, path: Path) -> dict[str, Tensor]:
+    """The state dict in an open file; ``path`` names it in errors. Raises ValueError as ``read_weights`` does."""
+    return _tensors(_unpickled(file, path), path)
+
+
+def _unpickled(file: BinaryIO | Path, path: Path) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is not a file of plain tensors, and nothing else is unpickled here: {str(error).splitlines()[0]} "
             "If you trust it, convert it once elsewhere: state = torch.load(FILE, weights_only=False), then "
             "safetensors.torch.save_file(state, 'model.safetensors')"
         ) from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        kwargs = (content.get("metadata") or {}).get("kwargs")
-        return content["state_dict"], {"architecture": kwargs} if kwargs else description
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds no state dict (a mapping of names to tensors)")
-    return content, description
+    return content
 
 
 def read_saved(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -164,12 +207,43 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def fill(module: torch.nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
-    """Load ``state`` strictly. Raises ValueError naming ``source`` when the weights belong to another model."""
+    """Load ``state``, weight normalisation multiplied out, strictly.
+
+    Raises:
+        ValueError: the weights belong to another model; ``source`` is named.
+    """
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(multiplied_out(state))
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise ValueError(f"{source} does not fit this codec (another model or sample rate?): {first}") from None
+
+
+def multiplied_out(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` with ``weight`` = g v / ‖v‖ (1602.07868, equation 2; a norm for each first index, as torch's default)
+    in place of ``weight_g`` and ``weight_v``, or of ``parametrizations.weight.original0`` and ``original1``.
+
+    Pairs that do not belong together stay as they are, to be refused as what no layer knows.
+    """
+    plain = {re.sub(r"parametrizations\.weight\.original([01])$", _old_name, name): state[name] for name in state}
+    for stem in [name.removesuffix("_g") for name in plain if name.endswith("weight_g")]:
+        g, v = plain[f"{stem}_g"], plain.get(f"{stem}_v")
+        if v is not None and g.shape == (*v.shape[:1], *[1] * (v.dim() - 1)):  # torch itself does not look
+            plain[stem] = torch._weight_norm(v, g, 0)
+            del plain[f"{stem}_g"], plain[f"{stem}_v"]
+    return plain
+
+
+def _old_name(match: re.Match[str]) -> str:
+    return f"weight_{'gv'[int(match[1])]}"
+
+
+def without_weight_norm(module: torch.nn.Module) -> torch.nn.Module:
+    """``module`` itself, every layer of which keeps the weight that its weight normalisation makes now."""
+    for layer in module.modules():
+        if hasattr(layer, "weight_g"):
+            remove_weight_norm(layer)
+    return module
 
 
 def write_codec(folder: Path, description: dict[str, Any], state: dict[str, Tensor]) -> None:

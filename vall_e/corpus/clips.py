@@ -1,4 +1,4 @@
-"""A recording as the codec gets it: trimmed, at one loudness and the codec's rate, in whole frames; and its codes.
+"""An utterance as the codec gets it: at one loudness and the codec's rate, in whole frames; and its codes.
 
 The codes of a wave do not depend on its neighbours in a batch: waves of different lengths share one only when the codec
 is ``padding_safe``.
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vall_e.audio import AudioError, load, resample, trim_and_level
+from vall_e.audio import AudioError, level, load, resample
 from vall_e.codecs.base import Codec
 from vall_e.corpus.quality import Row, reject
 from vall_e.preparation import EncodeConfig
@@ -23,6 +23,7 @@ from vall_e.preparation import EncodeConfig
 STAGE = "encode"
 MIN_SECONDS = 0.1
 MIN_PEAK = 1e-5
+CPU_BATCH_SECONDS = 10.0  # what a longer batch holds between two layers of a codec is beyond a processor's cache
 
 
 class UnusableError(ValueError):
@@ -53,10 +54,10 @@ class Clip:
     seconds: float
 
 
-def read_sound(path: str) -> tuple[np.ndarray, int]:
-    """A recording that is not silent: waveform float32 [N] and its rate in Hz. Raises UnusableError."""
+def read_sound(path: str, start: float = 0.0, end: float | None = None) -> tuple[np.ndarray, int]:
+    """A recording, or a part of it in seconds, not silent: waveform float32 [N], rate in Hz. Raises UnusableError."""
     try:
-        wav, rate = load(path)
+        wav, rate = load(path, start=start, end=end)
     except AudioError as error:
         raise UnusableError("unreadable", error.reason) from None
     peak = float(np.abs(wav).max())
@@ -65,10 +66,10 @@ def read_sound(path: str) -> tuple[np.ndarray, int]:
     return wav, rate
 
 
-def read_voice(path: str, settings: EncodeConfig) -> tuple[np.ndarray, int]:
-    """As ``read_sound``, trimmed and brought to the loudness that is set."""
-    wav, rate = read_sound(path)
-    return trim_and_level(wav, rate, settings), rate
+def read_voice(path: str, settings: EncodeConfig, start: float, end: float) -> tuple[np.ndarray, int]:
+    """As ``read_sound``, brought to the loudness that is set."""
+    wav, rate = read_sound(path, start, end)
+    return level(wav, rate, settings), rate
 
 
 def copies(row: dict[str, Any], settings: EncodeConfig) -> list[tuple[float, dict[str, Any]]]:
@@ -84,7 +85,7 @@ def copies(row: dict[str, Any], settings: EncodeConfig) -> list[tuple[float, dic
 def prepare(row: dict[str, Any], settings: EncodeConfig, codec: Codec) -> tuple[list[Clip], list[Row]]:
     """The clips of one utterance, its copies at other speeds among them, and the rejects (schema REJECTS)."""
     try:
-        wav, rate = read_voice(row["path"], settings)
+        wav, rate = read_voice(row["path"], settings, row["start"], row["end"])
     except UnusableError as error:
         return [], [error.row(row["id"])]
     clips, rejects = [], []
@@ -102,7 +103,7 @@ def prepare(row: dict[str, Any], settings: EncodeConfig, codec: Codec) -> tuple[
 
 def encode_clips(codec: Codec, clips: Sequence[Clip], batch_seconds: float) -> list[dict[str, Any]]:
     """Rows of schema CODES, in the order of ``clips``."""
-    names = ("id", "speaker", "language", "split", "text", "phones", "source")
+    names = ("id", "speaker", "language", "group", "split", "text", "phones", "source")
     codes = encode_waves(codec, [clip.wav for clip in clips], batch_seconds)
     return [
         {name: clip.row[name] for name in names}
@@ -115,8 +116,10 @@ def encode_waves(codec: Codec, waves: Sequence[np.ndarray], batch_seconds: float
     """Codes int16 [L, T] of waves float32 [N] of whole frames, in their order.
 
     Args:
-        batch_seconds: seconds of audio in one batch, padding included.
+        batch_seconds: seconds of audio in one batch, padding included; on a processor at most CPU_BATCH_SECONDS.
     """
+    if getattr(codec, "device", torch.device("cpu")).type == "cpu":
+        batch_seconds = min(batch_seconds, CPU_BATCH_SECONDS)
     out: list[np.ndarray] = [np.zeros((0, 0), dtype=np.int16)] * len(waves)
     frames = [len(wav) // _hop(codec) for wav in waves]
     mixed = bool(getattr(codec, "padding_safe", False))

@@ -1,34 +1,26 @@
-"""Recordings → manifest: ids, speakers, texts, durations, digests and splits; what fails a gate → rejects."""
+"""Recordings → manifest: ids, speakers, texts, durations and digests; what fails a gate → rejects."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from vall_e.audio import AudioError, load, probe, save_wav
-from vall_e.config import ConfigError
+from vall_e.audio import save_wav
 from vall_e.corpus import demo
-from vall_e.corpus.layouts import Names, Recording, read_folder
-from vall_e.corpus.quality import (
-    Row,
-    check_reject_rate,
-    count_rules,
-    duration_fault,
-    reject,
-    waveform_fault,
-    write_rejects,
-)
+from vall_e.corpus.layouts.base import STAGE, Found, Recording
+from vall_e.corpus.layouts.folder import read_folder
+from vall_e.corpus.levels import Fault, Levels, header_fault, levels_fault
+from vall_e.corpus.names import Names
+from vall_e.corpus.quality import Row, check_reject_rate, count_rules, reject, write_rejects
 from vall_e.corpus.schema import MANIFEST, write_table
-from vall_e.corpus.splits import TEST, TRAIN, VAL, Candidate, assign
+from vall_e.decoders import AudioError, channel, read_header
 from vall_e.preparation import IngestConfig
-from vall_e.text.normalize import normalize
-
-STAGE = "ingest"
 
 
 def ingest(
@@ -37,56 +29,62 @@ def ingest(
     """Make ``manifest.parquet`` and ``rejects.parquet``, and for source ``espeak`` the recordings in ``audio/``.
 
     Args:
-        config: source, layout, gates and split.
+        config: source, layout and gates.
         out_dir: folder to write into.
         home: where ``out_dir`` will stand in the end; paths of made recordings in the manifest begin with it.
         progress: show a bar on stderr.
 
     Returns:
-        kept, rejected {rule: n}, speakers, hours, train, val, test (numbers of utterances).
+        kept, rejected {rule: n}, layout (as named or detected), speakers, hours.
 
     Raises:
-        ConfigError: nothing to read at ``config.path``, or ``config`` names speakers that are not there.
+        ConfigError: there is nothing to read at ``config.path``, or the layout is another one.
         RejectRateError: more was rejected than ``config.max_reject_rate`` allows.
     """
     out_dir, home = Path(out_dir), Path(home)
-    test_speakers: tuple[str, ...] = ()
-    rejects: list[Row] = []
     if config.source == "espeak":
         spec = demo.read_spec(config.path)
-        test_speakers = tuple(voice.name for voice in spec.voices if voice.test)
+        found = Found("espeak")
         source: Iterable[Recording] = _spoken(spec, out_dir / "audio")
         total = len(spec.voices) * (spec.digit_strings + spec.sentences)
     else:
-        found, rejects = read_folder(config, STAGE)
-        source, total = found, len(found)
-    rows = []
-    ids, speakers, taken = Names(), Names(), set()
-    for recording in tqdm(source, total=total, unit="utt", desc=STAGE, mininterval=1, disable=not progress):
-        row = None
+        found = read_folder(config)
+        source, total = _told_apart(found.recordings), len(found.recordings)
+    rows, rejects = [], found.rejects
+    ids, speakers, groups, taken = Names(), Names(), Names(), set()
+    for recording in tqdm(source, total=total, unit="file", desc=STAGE, mininterval=1, disable=not progress):
         if recording.key in taken:
-            dropped = reject(recording.path.name, STAGE, "duplicate_id", recording.key)
-        else:
-            taken.add(recording.key)
-            row, dropped = _examine(recording, ids.safe(recording.key), speakers.safe(recording.speaker), config)
+            rejects.append(reject(recording.path.name, STAGE, "duplicate_id", recording.key))
+            continue
+        taken.add(recording.key)
+        name = ids.safe(recording.key)
+        row, dropped = _examine(recording, name, config)
         if row is None:
             rejects.append(dropped)
             continue
-        if config.source == "espeak":
-            row["path"] = (home / recording.path.relative_to(out_dir)).as_posix()
+        place = home / recording.path.relative_to(out_dir) if config.source == "espeak" else recording.path
+        row |= {"id": name, "path": place.as_posix(), "speaker": speakers.safe(recording.speaker)}
+        row["group"] = groups.safe(recording.group) if recording.group else None
         rows.append(row)
     write_rejects(rejects, out_dir / "rejects.parquet")
     check_reject_rate(len(rows), len(rejects), config.max_reject_rate, STAGE, rejects)
-    _split(rows, config, test_speakers)
     write_table(rows, MANIFEST, out_dir / "manifest.parquet")
-    splits = Counter(row["split"] for row in rows)
     return {
         "kept": len(rows),
         "rejected": count_rules(rejects),
+        "layout": found.layout,
         "speakers": len({row["speaker"] for row in rows}),
         "hours": round(sum(row["seconds"] for row in rows) / 3600, 4),
-        **{split: splits[split] for split in (TRAIN, VAL, TEST)},
     }
+
+
+def _told_apart(recordings: list[Recording]) -> Iterator[Recording]:
+    """Files that differ in their ending only (take.wav, take.flac) keep it: they may be two recordings, or one broken
+    and one whole. Whether they sound the same is for a later stage to say."""
+    often = Counter(recording.key for recording in recordings)
+    for recording in recordings:
+        same = often[recording.key] > 1
+        yield replace(recording, key=recording.key + recording.path.suffix) if same else recording
 
 
 def _spoken(spec: demo.DemoSpec, folder: Path) -> Iterator[Recording]:
@@ -97,15 +95,19 @@ def _spoken(spec: demo.DemoSpec, folder: Path) -> Iterator[Recording]:
         yield Recording(path, utterance.id, utterance.voice.name, utterance.text)
 
 
-def _examine(recording: Recording, name: str, speaker: str, config: IngestConfig) -> tuple[Row | None, Row]:
-    """The manifest's row of a recording, or None and the row of its reject."""
+def _examine(recording: Recording, name: str, config: IngestConfig) -> tuple[Row | None, Row]:
+    """What the manifest says of a recording's sound and text, or None and the row of its reject."""
+    levels = Levels()
     try:
-        info = probe(recording.path)
-        # An hour-long file is turned away by its header and never decoded; some headers do not know their length.
-        fault = duration_fault(info.seconds, config) if info.seconds > config.max_seconds else None
+        header = read_header(recording.path)
+        fault = header_fault(header, config)
         if fault is None:
-            wav, rate = load(recording.path)
-            fault = waveform_fault(wav, rate, config)
+            for block in channel(header):
+                levels.add(block)
+            if not levels.count:
+                raise AudioError(recording.path, "the recording has no samples", "remove the file", "empty")
+            seconds = levels.count / header.sample_rate
+            fault = levels_fault(levels, header.sample_rate, config) or _text_fault(recording.text, seconds, config)
         if fault is None:
             with recording.path.open("rb") as handle:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -117,34 +119,16 @@ def _examine(recording: Recording, name: str, speaker: str, config: IngestConfig
         rule, value, threshold = fault
         return None, reject(name, STAGE, rule, value, threshold)
     return {
-        "id": name,
-        "path": recording.path.as_posix(),
-        "speaker": speaker,
         "text": recording.text,
-        "language": config.language,
-        "split": TRAIN,
-        "seconds": len(wav) / rate,
-        "sample_rate": rate,
-        "channels": info.channels,
+        "language": recording.language or config.language,
+        "seconds": seconds,
+        "sample_rate": header.sample_rate,
+        "channels": header.channels,
         "digest": digest,
     }, {}
 
 
-def _split(rows: list[Row], config: IngestConfig, test_speakers: tuple[str, ...]) -> None:
-    """Fill in ``split``. Raises ConfigError for a test speaker that the corpus does not have."""
-    known = {row["speaker"] for row in rows}
-    strangers = sorted(set(config.test_speakers) - known)
-    if strangers:
-        raise ConfigError(
-            f"ingest.test_speakers names {', '.join(strangers)}, which the corpus does not have; "
-            f"it has {', '.join(sorted(known))}"
-        )
-    candidates = [
-        Candidate(row["id"], row["speaker"], normalize(row["text"], row["language"]) if row["text"] else None)
-        for row in rows
-    ]
-    splits = assign(candidates, config, test_speakers)
-    for row in rows:
-        row["split"] = splits[row["id"]]
-    if not any(row["split"] == TRAIN for row in rows):
-        raise ConfigError("ingest.test_speakers leave no speaker to train on: name fewer")
+def _text_fault(text: str | None, seconds: float, config: IngestConfig) -> Fault | None:
+    rate = len(text or "") / seconds
+    most = config.max_characters_per_second
+    return ("text_too_long", f"{rate:.0f} characters a second", f"{most:g}") if rate > most else None

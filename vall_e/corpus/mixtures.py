@@ -18,19 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from vall_e.audio import EXTENSIONS, resample
+from vall_e.audio import resample
 from vall_e.codecs.base import Codec
 from vall_e.config import ConfigError
 from vall_e.corpus.clips import MIN_SECONDS, STAGE, Clip, UnusableError, copies, encode_waves, read_sound, read_voice
-from vall_e.corpus.layouts import recordings
+from vall_e.corpus.layouts.base import recordings
 from vall_e.corpus.mixing import looped, mix, placed, reverberate
 from vall_e.corpus.quality import Row, reject
 from vall_e.corpus.splits import TEST
+from vall_e.decoders import EXTENSIONS
 from vall_e.preparation import EncodeConfig, MixturesConfig
 
 TRIES = 8  # other speakers' utterances that are looked at until one can be used
 CACHED = 64  # noise recordings that a process keeps
-Voice = tuple[str, str]  # id and path of an utterance
+Voice = tuple[str, str, float, float]  # id and path of an utterance, where it starts and ends there, seconds
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Partners:
         for row in sorted(rows, key=lambda row: (row["split"], row["speaker"], row["id"])):
             voices = self.order.setdefault(row["split"], [])
             self.own.setdefault((row["split"], row["speaker"]), [len(voices), 0])[1] = len(voices) + 1
-            voices.append((row["id"], row["path"]))
+            voices.append((row["id"], row["path"], row["start"], row["end"]))
 
     def of(self, rows: Sequence[dict[str, Any]], settings: EncodeConfig) -> dict[str, list[Voice]]:
         """For every clip of ``rows``, by its id, utterances to take the first usable one of; none in a test split."""
@@ -156,9 +157,9 @@ class Mixer:
         return Mixture(clip, kind, name, ratio, room, wav, part if kind == "noise" else None)
 
     def _partner(self, voices: Sequence[Voice]) -> tuple[str, np.ndarray] | None:
-        for name, path in voices:
+        for name, path, start, end in voices:
             try:
-                wav, rate = read_voice(path, self.settings)
+                wav, rate = read_voice(path, self.settings, start, end)
             except UnusableError:
                 continue
             wav = resample(wav, rate, self.rate)

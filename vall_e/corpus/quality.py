@@ -1,22 +1,21 @@
-"""Gates and rejects: what drops an utterance, and the row that says so.
+"""Rejects: the rows that say what dropped an utterance.
 
 No utterance disappears: a stage that drops one writes it to its ``rejects.parquet``, and fails where too many go.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vall_e.corpus.schema import REJECTS, write_table
-from vall_e.preparation import IngestConfig
 
 Row = dict[str, Any]
-_FULL_SCALE = 0.999
+Fault = tuple[str, str, str]  # rule, what was found, what is allowed
+UNREAD = frozenset({"missing", "empty", "unreadable", "truncated", "not_finite"})  # rules of ``AudioError``
 
 
 class RejectRateError(ValueError):
@@ -38,6 +37,17 @@ def count_rules(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return dict(sorted(Counter(row["rule"] for row in rows).items(), key=lambda item: (-item[1], item[0])))
 
 
+def may_be_read(faults: Iterable[tuple[str | None, str]]) -> bool:
+    """A recording that could not be read is there: it may have come back since, or was made whole.
+
+    Stages ask before they trust what an earlier run found, for a share that was away is true of that hour only.
+
+    Args:
+        faults: rule, None for none, and the recording's path.
+    """
+    return any(rule in UNREAD and os.access(path, os.R_OK) for rule, path in faults)
+
+
 def check_reject_rate(
     kept: int, rejected: int, limit: float, stage: str, rows: Sequence[Mapping[str, Any]] = ()
 ) -> None:
@@ -47,7 +57,7 @@ def check_reject_rate(
         kept, rejected: numbers of utterances.
         limit: the highest share of rejects, 0..1.
         stage: its name, for the message.
-        rows: the rejects; an example of each rule stands in the message.
+        rows: the rejects; the message's first line counts the rules, an example of each follows.
 
     Raises:
         RejectRateError: more than ``limit`` was dropped, or nothing was kept.
@@ -71,39 +81,9 @@ def check_reject_rate(
         if not kept
         else f"{rejected} of {total} utterances were rejected, more than {stage}.max_reject_rate {limit:g} allows"
     )
-    raise RejectRateError(f"{stage}: {reason}; mend the recordings or the parameters{''.join(lines)}")
-
-
-def waveform_fault(wav: np.ndarray, rate: int, config: IngestConfig) -> tuple[str, str, str] | None:
-    """The first gate that a recording does not pass.
-
-    Args:
-        wav: float [N], finite.
-        rate: Hz.
-
-    Returns:
-        Rule, what was found, what is allowed; None for a good recording.
-    """
-    fault = duration_fault(len(wav) / rate, config)
-    if fault:
-        return fault
-    rms = float(np.sqrt(np.mean(np.square(wav, dtype=np.float64))))
-    level = 20 * np.log10(rms) if rms > 0 else -np.inf
-    if level < config.min_rms_db:
-        return "silent", f"{level:.1f} dB", f"{config.min_rms_db:g} dB"
-    clipped = float(np.mean(np.abs(wav) >= _FULL_SCALE))
-    if clipped > config.max_clipped:
-        return "clipped", f"{clipped:.3f}", f"{config.max_clipped:g}"
-    return None
-
-
-def duration_fault(seconds: float, config: IngestConfig) -> tuple[str, str, str] | None:
-    """As ``waveform_fault``, for the gates on duration."""
-    if seconds < config.min_seconds:
-        return "too_short", f"{seconds:.3f} s", f"{config.min_seconds:g} s"
-    if seconds > config.max_seconds:
-        return "too_long", f"{seconds:.1f} s", f"{config.max_seconds:g} s"
-    return None
+    counts = ", ".join(f"{rule} {count}" for rule, count in count_rules(rows).items())
+    told = f" ({counts})" if counts else ""
+    raise RejectRateError(f"{stage}: {reason}{told}; mend the recordings or the parameters{''.join(lines)}")
 
 
 def _said(value: object) -> str | None:

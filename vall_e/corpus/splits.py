@@ -1,7 +1,8 @@
 """Which utterances are for training, for watching it, and for testing: by hash, so that nothing else moves a row.
 
-An utterance keeps its split when others are added, removed or reordered, with one exception: where the hash leaves a
-wanted split of a small corpus empty, the group next to its threshold is moved in.
+An utterance keeps its split when others are added, removed or reordered, with two exceptions: where the hash leaves a
+wanted split of a small corpus empty, the group next to its threshold is moved in, and takes that are linked (one sound,
+twice in the corpus) go where the first of their groups goes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from vall_e.preparation import IngestConfig
+from vall_e.preparation import SplitConfig
 
 TRAIN, VAL, TEST = "train", "val", "test"
 _TEXT = "text:"
@@ -18,11 +19,12 @@ _TEXT = "text:"
 
 @dataclass(frozen=True)
 class Candidate:
-    """What decides about a split: ``text`` is normalised, or None where it is not known yet."""
+    """What decides about a split: ``text`` is normalised, or None where there is none."""
 
     id: str
     speaker: str
     text: str | None
+    recording: str
 
 
 def position(key: str, seed: int) -> float:
@@ -36,61 +38,89 @@ def held_out(text: str, seed: int, fraction: float) -> bool:
 
     Args:
         text: normalised text; the width of its spaces does not matter.
-        seed: ``ingest.seed``.
-        fraction: ``ingest.test_fraction``.
+        seed: ``split.seed``.
+        fraction: ``split.test_fraction``.
     """
     return position(_text_key(text), seed) < fraction
 
 
 def assign(
-    candidates: Iterable[Candidate], config: IngestConfig, test_speakers: Collection[str] = ()
+    candidates: Iterable[Candidate],
+    config: SplitConfig,
+    test_speakers: Collection[str] = (),
+    links: Iterable[tuple[str, str]] = (),
 ) -> dict[str, str]:
     """Split of every utterance id.
 
     Speakers in ``config.test_speakers`` or ``test_speakers`` are for testing whatever they say. Of the others, what
-    ``config.split_by`` names stays together: all takes of a text, of a speaker, or each utterance by itself. An
-    utterance without text goes by its id. Where texts are held out and some have several words, single words are for
-    training: reading one is nothing new to a model that knows it from longer texts.
+    ``config.by`` names stays together: all takes of a text, of a speaker, all pieces of a recording, or each utterance
+    by itself. An utterance without text goes by its id. Where texts are held out and some have several words, single
+    words are for training: reading one is nothing new to a model that knows it from longer texts.
+
+    Args:
+        candidates: any order.
+        config: what stays together, shares and seed.
+        test_speakers: besides those of ``config``.
+        links: pairs of ids that are one sound: they, and all that stays together with them, share a split.
     """
     kept_out = {*config.test_speakers, *test_speakers}
-    out: dict[str, str] = {}
-    groups: dict[str, list[str]] = {}
+    group_of: dict[str, str] = {}
+    forced: set[str] = set()
     for candidate in candidates:
-        if candidate.speaker in kept_out:
-            out[candidate.id] = TEST
-        else:
-            groups.setdefault(_group(candidate, config.split_by), []).append(candidate.id)
-    order = sorted(groups, key=lambda key: (position(key, config.seed), key))
+        tested = candidate.speaker in kept_out
+        group_of[candidate.id] = group = _group(candidate, config.by, tested)
+        if tested:
+            forced.add(group)
+    leads = _leads(group_of, links, config.seed)
+    forced = {leads[group] for group in forced}
+    order = sorted({*leads.values()} - forced, key=lambda key: (position(key, config.seed), key))
     splits = {key: _by_position(position(key, config.seed), config) for key in order}
-    if config.split_by == "text":
+    if config.by == "text":
         words = [key for key in order if key.startswith(_TEXT) and " " not in key]
         longer = any(key.startswith(_TEXT) and " " in key for key in order)
         splits |= dict.fromkeys(words if longer else (), TRAIN)
-    _fill_empty(order, splits, config, has_test=bool(out))
-    for key, ids in groups.items():
-        out.update(dict.fromkeys(ids, splits[key]))
-    return out
+    _fill_empty(order, splits, config, has_test=bool(forced))
+    splits |= dict.fromkeys(forced, TEST)
+    return {name: splits[leads[group]] for name, group in group_of.items()}
 
 
 def _text_key(text: str) -> str:
     return _TEXT + " ".join(text.split())
 
 
-def _group(candidate: Candidate, split_by: str) -> str:
-    if split_by == "speaker":
+def _group(candidate: Candidate, by: str, tested: bool) -> str:
+    if by == "recording":
+        return f"recording:{candidate.recording}"
+    # What a speaker of the test set says does not take its text out of training.
+    if by == "speaker" or tested:
         return f"speaker:{candidate.speaker}"
-    if split_by == "text" and candidate.text:
+    if by == "text" and candidate.text:
         return _text_key(candidate.text)
     return f"id:{candidate.id}"
 
 
-def _by_position(value: float, config: IngestConfig) -> str:
+def _leads(group_of: dict[str, str], links: Iterable[tuple[str, str]], seed: int) -> dict[str, str]:
+    """Group → the group that decides for it: of all that links connect, the one with the lowest position."""
+    leads = {group: group for group in group_of.values()}
+
+    def lead(group: str) -> str:
+        while leads[group] != group:
+            leads[group] = group = leads[leads[group]]
+        return group
+
+    for first, second in links:
+        ends = {lead(group_of[first]), lead(group_of[second])}
+        leads |= dict.fromkeys(ends, min(ends, key=lambda key: (position(key, seed), key)))
+    return {group: lead(group) for group in leads}
+
+
+def _by_position(value: float, config: SplitConfig) -> str:
     if value < config.test_fraction:
         return TEST
     return VAL if value < config.test_fraction + config.val_fraction else TRAIN
 
 
-def _fill_empty(order: list[str], splits: dict[str, str], config: IngestConfig, *, has_test: bool) -> None:
+def _fill_empty(order: list[str], splits: dict[str, str], config: SplitConfig, *, has_test: bool) -> None:
     """Give a small corpus what it asked for: a test group, then a validation group, then at least one for training."""
     for split, wanted in ((TEST, config.test_fraction > 0 and not has_test), (VAL, config.val_fraction > 0)):
         training = [key for key in order if splits[key] == TRAIN]

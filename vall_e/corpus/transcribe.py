@@ -1,37 +1,79 @@
-"""A text for every recording: the one that came with it, checked against a recogniser, or the recogniser's own."""
+"""A text for every utterance: the one that came with its recording, checked against a recogniser, or the recogniser's
+own. Long recordings become utterances here.
+
+Models work one after another over all shards, so that one is in memory at a time: the recogniser, then forced
+alignment language by language, then diarisation. What they find is kept in the work folder, a file a shard; the
+utterances follow from it without a model.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
-from vall_e import audio
-from vall_e.corpus.quality import Row, check_reject_rate, count_rules, reject, write_rejects
+from vall_e.corpus.executor import POISONED, Advance, Shard, run_shards
+from vall_e.corpus.quality import Row, check_reject_rate, count_rules, may_be_read, write_rejects
 from vall_e.corpus.schema import MANIFEST, TRANSCRIPTS, read_rows, write_table
 from vall_e.corpus.splits import position
-from vall_e.corpus.work import WorkFolder, key_of
-from vall_e.preparation import TranscribeConfig
-from vall_e.text.normalize import words_for_scoring
+from vall_e.corpus.transcription.aligning import Aligner, models_for, realign
+from vall_e.corpus.transcription.checking import STAGE, Checker
+from vall_e.corpus.transcription.listening import Listener, listen, needs_words
+from vall_e.corpus.transcription.turns import Diariser, diarise
+from vall_e.corpus.work import WorkFolder, code_of, key_of, write_text
+from vall_e.preparation import DiariseConfig, ExecutorConfig, RecogniserConfig, TranscribeConfig
 
-STAGE = "transcribe"
-_BATCHES_A_CHUNK = 4
-# Recordings without a text are real ones of unknown content, and long ones have pauses: both need VAD.
-_VAD_SECONDS = 15.0
-_CODE = ("audio.py", "corpus/transcribe.py", "evaluation/asr.py", "text/normalize.py")
+# What the passes with a model run: gates, cuts and the mapping of texts are not kept, so their code is none of it.
+CODE = (
+    "audio.py",
+    "corpus/transcription/aligning.py",
+    "corpus/transcription/languages.py",
+    "corpus/transcription/listening.py",
+    "corpus/transcription/pauses.py",
+    "corpus/transcription/turns.py",
+    "decoders.py",
+    "evaluation/alignment.py",
+    "evaluation/asr.py",
+    "evaluation/encoder.py",
+    "evaluation/hearing.py",
+    "evaluation/vad.py",
+    "evaluation/whisper.py",
+)
 
 
-class Listener(Protocol):
-    """What of ``evaluation.asr.Recogniser`` is used here."""
+def _recogniser(config: RecogniserConfig) -> Listener:
+    from vall_e.evaluation.asr import Recogniser
 
-    def transcribe(
-        self, clips: Sequence[tuple[np.ndarray, int]], prompt: str | None = None, vad: bool = False
-    ) -> list[str]: ...
+    return Recogniser(config)
+
+
+def _aligner(model: str, language: str, device: str) -> Aligner:
+    from vall_e.evaluation.alignment import ForcedAligner
+    from vall_e.evaluation.whisper import device_for
+
+    return ForcedAligner(model, language, device_for(device))
+
+
+def _diariser(config: DiariseConfig, device: str) -> Diariser:
+    from vall_e.corpus.transcription.turns import PyannoteDiariser
+    from vall_e.evaluation.whisper import device_for
+
+    return PyannoteDiariser(config, device_for(device))
+
+
+@dataclass(frozen=True)
+class Models:
+    """What makes the models, each in the process that uses it; picklable."""
+
+    recogniser: Callable[[RecogniserConfig], Listener] = _recogniser
+    aligner: Callable[[str, str, str], Aligner] = _aligner
+    diariser: Callable[[DiariseConfig, str], Diariser] = _diariser
 
 
 def transcribe(
@@ -39,164 +81,220 @@ def transcribe(
     manifest: str | Path,
     out_dir: str | Path,
     work_dir: str | Path = ".work",
-    recogniser: Listener | None = None,
+    executor: ExecutorConfig | None = None,
+    models: Models | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Make ``transcripts.parquet`` and ``rejects.parquet``.
 
-    What the recogniser heard is kept in ``work_dir`` batch by batch: a killed run goes on where it was.
+    What the models found is kept in ``work_dir`` shard by shard: a killed run goes on where it was, and one that
+    failed on a gate hears nothing again when the gate changes.
 
     Args:
-        config: recogniser, its prompt, the share of given texts to check and the gate.
+        config: recogniser, alignment, diarisation, limits of utterances, gates, the share of given texts to check.
         manifest: table MANIFEST.
         out_dir: folder to write into.
         work_dir: folder for unfinished work.
-        recogniser: instead of the one that ``config.recogniser`` names.
+        executor: where shards are worked on.
+        models: instead of those that ``config`` names.
         progress: show a bar on stderr.
 
     Returns:
-        kept, rejected {rule: n}, given, recognised (origin of the texts), verified (texts that were checked),
-        mean_cer (of the checked, capped at 1 each; 0 where none was).
+        kept, rejected {rule: n}, given, recognised (origin of the texts), cut (recordings that became several
+        utterances), verified (texts that were checked), mean_cer (of the checked, capped at 1 each; 0 where none was),
+        word_times {Whisper's code: attention, or the model that aligned}.
 
     Raises:
         RejectRateError: more was rejected than ``config.max_reject_rate`` allows.
     """
-    out_dir = Path(out_dir)
+    out_dir, executor, models = Path(out_dir), executor or ExecutorConfig(), models or Models()
     rows = sorted(read_rows(manifest, MANIFEST), key=lambda row: row["id"])
-    asked = [row for row in rows if not row["text"] or position(row["id"], 0) < config.verify_fraction]
-    code = [Path(audio.__file__).parent / name for name in _CODE]
-    params = config.model_dump(mode="json", include={"recogniser", "prompt"})
-    # The gate and the share are not part of the key: what was heard stays true when they change.
-    facts = sorted(f"{row['id']}:{row['digest']}:{bool(row['text'])}" for row in rows)
-    work = WorkFolder(STAGE, key_of(*facts, params=params, code=code), work_dir)
-    heard = _listen(config, asked, work.path / "heard.jsonl", recogniser, progress)
-    texts, rejects, rates = [], [], []
+    shards = _shards([row for row in rows if _asked(row, config)], config)
+    run = _Run(config, Path(work_dir), executor, progress)
+    heard = run.hear(shards, models)
+    spoken = {entry["language"] for shard in shards for entry in _entries(shard, heard) if _timed(entry)}
+    aligners = models_for(config.align, spoken)
+    aligned = {code: run.align(shards, heard, code, model, models) for code, model in sorted(aligners.items())}
+    turned = run.diarise(shards, models) if config.diarise else None
+    ids = {row["id"] for row in rows}
+    checker = Checker(config, ids.__contains__, config.recogniser.language == "auto")
+    tables: list[pa.Table] = []
+    asked: set[str] = set()
+    for shard in shards:
+        entries = {entry["id"]: entry for entry in _entries(shard, heard)}
+        for folder in aligned.values():
+            for entry in _entries(shard, folder):
+                entries[entry["id"]] |= entry
+        turns = {entry["id"]: entry for entry in _entries(shard, turned)}
+        for row in shard.rows:
+            asked.add(row["id"])
+            entry, turn = entries[row["id"]], turns.get(row["id"])
+            if turn and turn["fault"] and not entry["fault"]:
+                entry["fault"] = turn["fault"]
+            checker.add(row, entry, turn and turn.get("turns"))
+        tables.append(_table(checker))
     for row in rows:
-        text, dropped = _judge(row, heard.get(row["id"]), config)
-        if text is None:
-            rejects.append(dropped)
-        else:
-            texts.append(text)
-        rate = text["cer"] if text else dropped.pop("cer", None)
-        if rate is not None:
-            rates.append(min(rate, 1.0))
-    write_rejects(rejects, out_dir / "rejects.parquet")
-    check_reject_rate(len(texts), len(rejects), config.max_reject_rate, STAGE, rejects)
-    write_table(texts, TRANSCRIPTS, out_dir / "transcripts.parquet")
-    work.discard()
-    given = sum(text["origin"] == "given" for text in texts)
+        if row["id"] not in asked:
+            checker.add(row, None, None)
+    tables.append(_table(checker))
+    table = pa.concat_tables(tables).sort_by("id")
+    write_rejects(checker.rejects, out_dir / "rejects.parquet")
+    check_reject_rate(len(table), len(checker.rejects), config.max_reject_rate, STAGE, checker.rejects)
+    word_times = {code: Path(aligners[code]).name if code in aligners else "attention" for code in sorted(spoken)}
+    schema = TRANSCRIPTS.with_metadata({"word_times": json.dumps(word_times)})
+    write_table(table, schema, out_dir / "transcripts.parquet")
+    run.discard()
+    given = sum(origin == "given" for origin in table["origin"].to_pylist())
+    rates = checker.rates
     return {
-        "kept": len(texts),
-        "rejected": count_rules(rejects),
+        "kept": len(table),
+        "rejected": count_rules(checker.rejects),
         "given": given,
-        "recognised": len(texts) - given,
+        "recognised": len(table) - given,
+        "cut": checker.cut,
         "verified": len(rates),
         "mean_cer": round(sum(rates) / len(rates), 4) if rates else 0.0,
+        "word_times": word_times,
     }
 
 
-def character_error_rate(reference: str, hypothesis: str, language: str) -> float:
-    """CER of what was recognised, 0 and up: of both readings of its digits the nearer one."""
-    import jiwer
-
-    wanted = " ".join(words_for_scoring(reference, language))
-    rates = []
-    for apart in (False, True):
-        found = " ".join(words_for_scoring(hypothesis, language, digits_apart=apart))
-        rates.append(jiwer.cer(wanted, found) if found else 1.0)
-    return min(rates)
+def _asked(row: Row, config: TranscribeConfig) -> bool:
+    """The recogniser hears a recording that has no text, is cut, or is among those whose text is checked."""
+    return needs_words(row, config) or position(row["id"], 0) < config.verify_fraction
 
 
-def _judge(row: Row, heard: Row | None, config: TranscribeConfig) -> tuple[Row | None, Row]:
-    """The transcript of a recording, or None and its reject (with ``cer`` where it was computed)."""
-    name, given, language = row["id"], row["text"], row["language"]
-    if heard is not None and heard.get("fault"):
-        return None, reject(name, STAGE, "unreadable", heard["fault"])
-    text = heard["text"] if heard is not None else None
-    out = {"id": name, "text": given, "origin": "given", "recognised": text, "cer": None}
-    if not given:
-        if not text or not words_for_scoring(text, language):
-            return None, reject(name, STAGE, "no_speech", text or "nothing recognised")
-        return out | {"text": text, "origin": "recognised"}, {}
-    if text is None:
-        return out, {}
-    if not words_for_scoring(given, language):
-        return None, reject(name, STAGE, "no_words", given)
-    cer = character_error_rate(given, text, language)
-    if cer > config.max_cer:
-        row = reject(name, STAGE, "cer", f"{cer:.2f}: heard {text!r}, given {given!r}", config.max_cer)
-        return None, row | {"cer": cer}
-    return out | {"cer": cer}, {}
+def _timed(entry: Row) -> bool:
+    return not entry["fault"] and bool(entry["words"])
 
 
-def _listen(
-    config: TranscribeConfig, rows: Sequence[Row], journal: Path, recogniser: Listener | None, progress: bool
-) -> dict[str, Row]:
-    """Id → {text} or {fault} for every row, out of the journal or heard now and added to it."""
-    heard = _read_journal(journal)
-    missing = [row for row in rows if row["id"] not in heard]
-    if missing and recogniser is None:
-        from vall_e.evaluation.asr import Recogniser
-
-        recogniser = Recogniser(config.recogniser)
-    # Clips of like length in one batch: nothing is padded further than it needs.
-    missing.sort(key=lambda row: (_needs_vad(row), row["seconds"], row["id"]))
-    size = config.recogniser.batch_size * _BATCHES_A_CHUNK
-    with (
-        tqdm(
-            total=len(rows),
-            initial=len(rows) - len(missing),
-            unit="utt",
-            desc=STAGE,
-            mininterval=1,
-            disable=not progress,
-        ) as bar,
-        journal.open("a", encoding="utf-8") as file,
-    ):
-        for start in range(0, len(missing), size):
-            part = missing[start : start + size]
-            for vad in (False, True):
-                entries = _hear([row for row in part if _needs_vad(row) == vad], config.prompt, vad, recogniser)
-                for entry in entries:
-                    heard[entry["id"]] = entry
-                    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            bar.update(len(part))
-    return heard
-
-
-def _needs_vad(row: Row) -> bool:
-    return not row["text"] or row["seconds"] > _VAD_SECONDS
-
-
-def _hear(rows: Sequence[Row], prompt: str | None, vad: bool, recogniser: Listener | None) -> list[Row]:
-    entries, clips, names = [], [], []
+def _shards(rows: Sequence[Row], config: TranscribeConfig) -> list[Shard]:
+    """Recordings that are worked on together, named as the files of what is found in them."""
+    parts: list[list[Row]] = []
+    seconds = 0.0
     for row in rows:
-        try:
-            clips.append(audio.load(row["path"]))
-            names.append(row["id"])
-        except audio.AudioError as error:
-            entries.append({"id": row["id"], "fault": str(error)})
-    if clips and recogniser is not None:
-        texts = recogniser.transcribe(clips, prompt=prompt, vad=vad)
-        entries += [{"id": name, "text": text} for name, text in zip(names, texts, strict=True)]
-    return entries
+        if not parts or len(parts[-1]) == config.shard_size or seconds + row["seconds"] > config.shard_seconds:
+            parts.append([])
+            seconds = 0.0
+        parts[-1].append(row)
+        seconds += row["seconds"]
+    return [Shard(f"shard-{number:05d}.jsonl", part) for number, part in enumerate(parts)]
 
 
-def _read_journal(path: Path) -> dict[str, Row]:
-    """Entries of an earlier run. A last line cut off by a kill is taken out, so that the next one starts clean."""
-    if not path.exists():
-        return {}
-    out, whole = {}, []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            entry = json.loads(line)
-            out[entry["id"]] = entry
-            whole.append(line + b"\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(b"".join(whole))
-    os.replace(temporary, path)
-    return out
+def _table(checker: Checker) -> pa.Table:
+    """The rows that ``checker`` has made since the last call, plain strings in place of categories."""
+    plain = pa.schema([f.with_type(pa.string()) if pa.types.is_dictionary(f.type) else f for f in TRANSCRIPTS])
+    table = pa.Table.from_pylist(checker.rows, schema=plain)
+    checker.rows = []
+    return table
+
+
+def _entries(shard: Shard, folder: WorkFolder | None) -> Iterator[Row]:
+    """What was found in the recordings of ``shard`` by the pass of ``folder``; nothing without such a pass."""
+    if folder is not None:
+        with (folder.path / shard.name).open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+class _Run:
+    """The passes of a run, each with a work folder of its own, keyed by what its result depends on."""
+
+    def __init__(self, config: TranscribeConfig, work_dir: Path, executor: ExecutorConfig, progress: bool) -> None:
+        self._config, self._work_dir, self._executor, self._progress = config, work_dir, executor, progress
+        self._folders: list[WorkFolder] = []
+
+    def discard(self) -> None:
+        for folder in self._folders:
+            folder.discard()
+
+    def hear(self, shards: Sequence[Shard], models: Models) -> WorkFolder:
+        config = self._config
+        # Gates and the share that is checked are no part of the key: what was heard stays true when they change.
+        params = config.model_dump(mode="json", include={"recogniser", "prompt", "max_seconds"})
+        folder = self._folder(STAGE, shards, params, diarise=config.diarise is not None)
+        self._forget(folder, shards)
+        self._pass("hear", shards, folder, partial(models.recogniser, config.recogniser), partial(_hear, config))
+        return folder
+
+    def _forget(self, heard: WorkFolder, shards: Sequence[Shard]) -> None:
+        """Have finished shards heard again in which recordings could not be read that may be read now; first forget
+        what follows from them, for the run may be killed in between."""
+        for shard in (shard for shard in shards if heard.done(shard.name)):
+            paths = {row["id"]: row["path"] for row in shard.rows}
+            faults = ((entry["fault"], paths[entry["id"]]) for entry in _entries(shard, heard))
+            if may_be_read((fault and fault[0], path) for fault, path in faults):
+                for later in self._work_dir.glob(f"{STAGE}_*/{shard.name}"):
+                    later.unlink()
+                heard.forget(shard.name)
+
+    def align(self, shards: Sequence[Shard], heard: WorkFolder, code: str, model: str, models: Models) -> WorkFolder:
+        weights = Path(model) if Path(model).exists() else model
+        folder = self._folder(f"{STAGE}_align_{code}", shards, heard.key, weights=weights)
+        setup = partial(models.aligner, model, code, self._config.recogniser.device)
+        self._pass(f"align {code}", shards, folder, setup, partial(_align, heard, code))
+        return folder
+
+    def diarise(self, shards: Sequence[Shard], models: Models) -> WorkFolder:
+        config = self._config.diarise
+        weights = Path(config.model) if Path(config.model).exists() else config.model
+        folder = self._folder(f"{STAGE}_turns", shards, config.model_dump(mode="json"), weights=weights)
+        setup = partial(models.diariser, config, self._config.recogniser.device)
+        self._pass("diarise", shards, folder, setup, _diarise)
+        return folder
+
+    def _folder(
+        self, name: str, shards: Sequence[Shard], params: Any, weights: str | Path = "", diarise: bool = False
+    ) -> WorkFolder:
+        facts = [
+            f"{shard.name}:{row['id']}:{row['digest']}:{bool(row['text'])}" for shard in shards for row in shard.rows
+        ]
+        key = key_of(*facts, weights, str(diarise), params=params, code=code_of(*CODE))
+        folder = WorkFolder(name, key, self._work_dir)
+        self._folders.append(folder)
+        return folder
+
+    def _pass(
+        self,
+        name: str,
+        shards: Sequence[Shard],
+        folder: WorkFolder,
+        setup: Callable[[], Any],
+        work: Callable[..., list[Row]],
+    ) -> None:
+        todo = [shard for shard in shards if not folder.done(shard.name)]
+        total, left = (sum(len(shard.rows) for shard in part) for part in (shards, todo))
+        with tqdm(
+            total=total,
+            initial=total - left,
+            unit="rec",
+            desc=STAGE if name == "hear" else f"{STAGE}: {name}",
+            mininterval=1,
+            disable=not self._progress,
+        ) as bar:
+            run_shards(setup, partial(_find, work, folder.path), todo, self._executor, bar.update, folder.path)
+
+
+def _find(work: Callable[..., list[Row]], folder: Path, model: Any, job: Shard, advance: Advance) -> None:
+    """What ``work`` finds in the recordings of ``job``, in a file; those that killed their worker have a fault."""
+    found = work(model, job, advance)
+    found += [{"id": row["id"], "fault": [POISONED, f"its worker died: {death}"]} for row, death in job.poisoned]
+    if not job.trial:
+        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in found]
+        write_text(folder / job.name, "".join(lines))
+
+
+def _hear(config: TranscribeConfig, listener: Listener, job: Shard, advance: Advance) -> list[Row]:
+    return listen(listener, job.rows, config, advance)
+
+
+def _align(heard: WorkFolder, code: str, aligner: Aligner, job: Shard, advance: Advance) -> list[Row]:
+    entries = {entry["id"]: entry for entry in _entries(job, heard) if _timed(entry)}
+    mine = [row for row in job.rows if row["id"] in entries and entries[row["id"]]["language"] == code]
+    return [realign(aligner, row, entries[row["id"]], advance) for row in mine]
+
+
+def _diarise(diariser: Diariser, job: Shard, advance: Advance) -> list[Row]:
+    found = []
+    for row in job.rows:
+        found.append(diarise(diariser, row))
+        advance(1)
+    return found

@@ -2,12 +2,13 @@
 
 DVC deletes a stage's outs before it runs the stage, so half-done work cannot live there. It lives in
 ``.work/STAGE-KEY/``, where the key is a hash of inputs, parameters and code. Files get into it under a temporary
-name and are renamed, so one that is there is whole; the next run with the same key skips it. A process killed at any
-moment costs the files that were being written, nothing else.
+name, are brought to the disk and renamed, so one that is there is whole; the next run with the same key skips it. A
+process killed at any moment, and a machine that loses its power, cost the files that were being written, nothing else.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel
 
 _KEY_LENGTH = 16
+_LIBRARY = Path(__file__).parent.parent
 _TEMPORARY = ".tmp-"
 
 
@@ -40,6 +42,11 @@ def digest_of(path: str | Path) -> str:
         raise FileNotFoundError(f"{path}: no such file or folder, so the stage that makes it has not run")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code_of(*names: str) -> list[Path]:
+    """Source files and folders of this package by their names below it, such as ``corpus/work.py``, for ``key_of``."""
+    return [_LIBRARY / name for name in names]
 
 
 def key_of(*inputs: str | Path, params: Any = None, code: Iterable[str | Path] = ()) -> str:
@@ -71,7 +78,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_atomic(path: str | Path, writer: Callable[[Path], object]) -> Path:
-    """Let ``writer`` make a file under a temporary name beside ``path`` and rename it when it is whole.
+    """Let ``writer`` make a file under a temporary name beside ``path`` and rename it when it is whole and on the disk.
 
     The temporary name keeps the suffix and holds the process id, so that two processes never share one.
     """
@@ -80,15 +87,50 @@ def write_atomic(path: str | Path, writer: Callable[[Path], object]) -> Path:
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     try:
         writer(temporary)
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return path
 
 
+def sync(path: Path) -> None:
+    """Bring a file's bytes, or the names in a folder, to the disk: a rename may otherwise outlive what it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of folders, some network file systems have no such thing
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_all(path: Path) -> None:
+    """``sync`` for a file, or for a folder and all that is in it."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            sync_all(inner)
+    sync(path)
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """A text file in UTF-8, written atomically."""
     return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def replace_folder(fresh: Path, place: Path) -> None:
+    """Rename the folder ``fresh``, made beside ``place``, to ``place`` when all of it is on the disk. What was there
+    goes."""
+    sync_all(fresh)
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        os.replace(place, old)
+    os.replace(fresh, place)
+    sync(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class WorkFolder:
@@ -115,6 +157,10 @@ class WorkFolder:
         """The file ``name`` was committed, by this run or an earlier one."""
         return (self.path / name).is_file()
 
+    def forget(self, name: str) -> None:
+        """Have the file ``name`` made again."""
+        (self.path / name).unlink(missing_ok=True)
+
     def commit(self, name: str, writer: Callable[[Path], object]) -> Path:
         """Write the file ``name`` through ``writer(path)``, atomically."""
         return write_atomic(self.path / name, writer)
@@ -134,16 +180,12 @@ class WorkFolder:
         if missing:
             raise FileNotFoundError(f"{self.path} cannot be published: unfinished {', '.join(missing[:5])}")
         prepared = out_dir.with_name(f".{out_dir.name}.new")
-        replaced = out_dir.with_name(f".{out_dir.name}.old")
-        for folder in (prepared, replaced):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(prepared, ignore_errors=True)
         prepared.mkdir(parents=True)
         for name in names:
+            (prepared / name).parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(self.path / name, prepared / name)
-        if out_dir.exists():
-            os.replace(out_dir, replaced)
-        os.replace(prepared, out_dir)
-        shutil.rmtree(replaced, ignore_errors=True)
+        replace_folder(prepared, out_dir)
         self.discard()
         return [out_dir / name for name in names]
 

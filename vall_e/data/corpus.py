@@ -1,40 +1,106 @@
-"""Encoded utterances in memory, indexed by split and speaker.
+"""Encoded utterances of a split, mapped into memory: opening costs the same for an hour and for ten thousand.
 
-Dimensions: L levels, T frames.
+The Parquet tables become arrays once (``vall_e.data.build``), in ``.work/loader-*``; an utterance is a light view of
+them. Dimensions: L levels, T frames, N utterances.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vall_e.corpus.schema import MIXTURES, SIMILAR, code_matrices, read_encoded, read_rows, read_table
+from vall_e.corpus.schema import shard_files
+from vall_e.corpus.work import key_of
+from vall_e.data.build import CODE, GROUPS, INDEX, PHONE, build_codes, build_mixtures, build_similar
+from vall_e.data.store import Grouping, Ragged, cached, fingerprint, mapped
 from vall_e.text.tokenizer import Tokenizer
 
+_MAKERS = [Path(__file__).with_name(name) for name in ("build.py", "store.py")]
 
-@dataclass(frozen=True)
+
 class Utterance:
-    """One row of the encode stage.
+    """One row of the encode stage, read when it is asked for.
 
     Attributes:
-        phones: int64 [S] token ids.
-        codes: int16 [L, T].
-        language: espeak-ng's name.
+        index: its place in the split.
     """
 
-    id: str
-    speaker: str
-    text: str
-    phones: np.ndarray
-    codes: np.ndarray
-    language: str = ""
+    __slots__ = ("_rows", "index")
+
+    def __init__(self, rows: Utterances, index: int) -> None:
+        self._rows, self.index = rows, index
+
+    @property
+    def id(self) -> str:
+        return self._rows.ids[self.index].tobytes().decode()
+
+    @property
+    def text(self) -> str:
+        """Normalised."""
+        return self._rows.texts[self.index].tobytes().decode()
+
+    @property
+    def speaker(self) -> str:
+        return self._rows.name("speaker", self.index)
+
+    @property
+    def language(self) -> str:
+        """Espeak-ng's name."""
+        return self._rows.name("language", self.index)
+
+    @property
+    def phones(self) -> np.ndarray:
+        """Int64 [S] token ids."""
+        return self._rows.phones[self.index].astype(np.int64)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """Int16 [L, T], read-only."""
+        return self._rows.codes[self.index].reshape(self._rows.levels, -1)
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        starts = self._rows.codes.starts
+        return int(starts[self.index + 1] - starts[self.index]) // self._rows.levels
+
+
+class Utterances(Sequence[Utterance]):
+    """The utterances of a split, in the order of the shards.
+
+    Args:
+        folder: what ``build_codes`` wrote.
+        split: train, val or test.
+        levels: L.
+
+    Attributes:
+        groups: by speaker, language, group (of the recordings; "" for none) and tongue: a speaker in a language.
+    """
+
+    def __init__(self, folder: Path, split: str, levels: int) -> None:
+        self.folder, self.split, self.levels = folder, split, levels
+        files = folder / split
+        self.codes, self.phones = Ragged(files, "codes", CODE), Ragged(files, "phones", PHONE)
+        self.ids, self.texts = Ragged(files, "id", np.uint8), Ragged(files, "text", np.uint8)
+        self.groups = {name: Grouping(files, name) for name in (*GROUPS, "tongue")}
+        self.names: dict[str, list[str]] = json.loads((folder / "names.json").read_text(encoding="utf-8"))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: int) -> Utterance:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return Utterance(self, index)
+
+    def name(self, group: str, index: int) -> str:
+        """What the speaker, language or group of an utterance is called."""
+        return self.names[group][self.groups[group].code[index]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +116,38 @@ class Mixture:
     noise: np.ndarray | None
 
 
+class Mixtures(Mapping[int, Mixture]):
+    """Mixtures of one kind by the place of their utterance; not all utterances have one.
+
+    Args:
+        folder: of the kind, as ``build_mixtures`` wrote it.
+        utterances: that are mixed.
+    """
+
+    def __init__(self, folder: Path, utterances: Utterances) -> None:
+        files, self.utterances = folder / utterances.split, utterances
+        self.starts = mapped(files, "starts")
+        self.codes, self.noise = Ragged(files, "codes", CODE).values, Ragged(files, "noise", CODE).values
+        self.count = int((self.starts >= 0).sum())
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self):
+        return iter(np.flatnonzero(self.starts >= 0).tolist())
+
+    def __contains__(self, index: object) -> bool:
+        return bool(self.starts[index] >= 0)
+
+    def __getitem__(self, index: int) -> Mixture:
+        start, levels = self.starts[index], self.utterances.levels
+        if start < 0:
+            raise KeyError(index)
+        place = slice(start, start + levels * self.utterances[index].frames)
+        noise = self.noise[place].reshape(levels, -1) if len(self.noise) else None
+        return Mixture(self.codes[place].reshape(levels, -1), noise)
+
+
 @dataclass(frozen=True)
 class CodesCorpus:
     """Utterances of one split and what a loader asks of them.
@@ -58,37 +156,21 @@ class CodesCorpus:
         utterances: in the order of the shards.
         silence: int16 [L, T] codes of digital silence, for gaps between joined clips.
         frame_rate: frames per second.
-        similar: ids of similar utterances by id, best first.
-        mixtures: by kind (noise, overlap) and utterance id, of the kinds that were asked for.
+        similar: places int64 [n] of the utterances most similar to each, best first; None: nobody looked.
+        mixtures: by kind (noise, overlap), of the kinds that were asked for.
         residual: whether the codec's levels have an order.
     """
 
-    utterances: tuple[Utterance, ...]
+    utterances: Utterances
     silence: np.ndarray
     frame_rate: float
-    similar: Mapping[str, tuple[int, ...]]
-    mixtures: Mapping[str, Mapping[str, Mixture]] = field(default_factory=dict)
+    similar: Ragged | None = None
+    mixtures: Mapping[str, Mixtures] = field(default_factory=dict)
     residual: bool = True
-
-    @cached_property
-    def by_speaker(self) -> dict[str, np.ndarray]:
-        """Indices int64 of each speaker's utterances."""
-        return self._groups(lambda utterance: utterance.speaker)
-
-    @cached_property
-    def by_tongue(self) -> dict[tuple[str, str], np.ndarray]:
-        """Indices int64 of each speaker's utterances in each language: what may be joined."""
-        return self._groups(lambda utterance: (utterance.speaker, utterance.language))
-
-    def _groups(self, key: Callable[[Utterance], Any]) -> dict[Any, np.ndarray]:
-        out: dict[Any, list[int]] = defaultdict(list)
-        for index, utterance in enumerate(self.utterances):
-            out[key(utterance)].append(index)
-        return {name: np.array(rows) for name, rows in out.items()}
 
     @property
     def hours(self) -> float:
-        return sum(u.codes.shape[1] for u in self.utterances) / self.frame_rate / 3600
+        return len(self.utterances.codes.values) / self.utterances.levels / self.frame_rate / 3600
 
     @classmethod
     def load(
@@ -96,56 +178,41 @@ class CodesCorpus:
         folder: str | Path,
         tokenizer: Tokenizer,
         split: str,
+        work_root: str | Path,
         similar: str | Path | None = None,
         mixtures: Collection[str] = (),
     ) -> CodesCorpus:
-        """Read the shards that the encode stage wrote.
+        """Open the shards that the encode stage wrote, as arrays that are made where this was not done before.
 
         Args:
             folder: the encode stage's output.
             split: train, val or test.
+            work_root: where the arrays are kept: ``loader-codes-KEY`` and so on. A key holds names, sizes and times of
+                the tables, the tokenizer's phones and the code that writes the arrays.
             similar: table of the similar stage.
-            mixtures: kinds to read as well, of what the stage mixed (encode.mixtures).
+            mixtures: kinds to open as well, of what the stage mixed (encode.mixtures).
 
         Raises:
             FileNotFoundError: no shards there.
             ValueError: a damaged shard, phones that the tokenizer does not know, or mixtures of other utterances.
         """
-        folder = Path(folder)
-        columns = ("id", "speaker", "language", "split", "text", "phones")
-        utterances = [_utterance(r, tokenizer) for r in read_encoded(folder, columns) if r["split"] == split]
-        facts = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
-        place = {u.id: i for i, u in enumerate(utterances)}
-        near = {}
+        folder, work_root, facts_file = Path(folder), Path(work_root), Path(folder) / "codec.json"
+        key = key_of(*fingerprint((*shard_files(folder), facts_file)), params=list(tokenizer.phones), code=_MAKERS)
+        facts = json.loads(facts_file.read_text(encoding="utf-8"))
+        levels, near, mixed = facts["levels"], None, {}
+        build = partial(build_codes, shards=folder, tokenizer=tokenizer, levels=levels)
+        codes = cached(work_root, "loader-codes", key, build)
+        utterances = Utterances(codes, split, levels)
         if similar is not None:
-            for row in read_rows(similar, SIMILAR, ("id", "neighbours")):
-                if row["id"] in place:
-                    near[row["id"]] = tuple(place[n] for n in row["neighbours"] if n in place)
-        silence, rate = np.array(facts["silence"], dtype=np.int16), float(facts["frame_rate"])
-        mixed = _mixtures(folder, {u.id: u.codes.shape for u in utterances}, mixtures)
-        return cls(tuple(utterances), silence, rate, near, mixed, facts["residual"])
-
-
-def _utterance(row: Mapping[str, Any], tokenizer: Tokenizer) -> Utterance:
-    phones = np.array(tokenizer.encode(row["phones"]), dtype=np.int64)
-    return Utterance(row["id"], row["speaker"], row["text"], phones, row["codes"], row["language"])
-
-
-def _mixtures(
-    folder: Path, utterances: Mapping[str, tuple[int, ...]], kinds: Collection[str]
-) -> dict[str, dict[str, Mixture]]:
-    """Mixtures of ``kinds`` by kind and id, of ``utterances`` with these shapes of codes."""
-    out: dict[str, dict[str, Mixture]] = {kind: {} for kind in kinds}
-    for path in sorted(folder.glob("mixtures-*.parquet")) if kinds else ():
-        table = read_table(path, MIXTURES)
-        rows = table.select(("id", "kind")).to_pylist()
-        mixed, noises = code_matrices(table, path), code_matrices(table, path, "noise")
-        for row, codes, noise in zip(rows, mixed, noises, strict=True):
-            if row["id"] not in utterances or row["kind"] not in out:
-                continue
-            if codes.shape != utterances[row["id"]]:
-                raise ValueError(f"{path}: the mixture of {row['id']} is of other codes: run the encode stage again")
-            out[row["kind"]][row["id"]] = Mixture(codes, noise)
-    if 0 < len(out.get("noise", ())) < len(utterances):
-        raise ValueError(f"{folder}: some utterances have no mixture with noise: run the encode stage again")
-    return out
+            key_near = key_of(key, *fingerprint([Path(similar)]))
+            build = partial(build_similar, table=Path(similar), codes=codes)
+            near = Ragged(cached(work_root, "loader-similar", key_near, build) / split, "near", INDEX)
+        if mixtures:
+            tables = sorted(folder.glob("mixtures-*.parquet"))
+            build = partial(build_mixtures, tables=tables, codes=codes, levels=levels)
+            places = cached(work_root, "loader-mixtures", key_of(key, *fingerprint(tables)), build)
+            mixed = {kind: Mixtures(places / kind, utterances) for kind in mixtures if (places / kind).is_dir()}
+        if 0 < len(mixed.get("noise", ())) < len(utterances):
+            raise ValueError(f"{folder}: some utterances have no mixture with noise: run the encode stage again")
+        silence = np.array(facts["silence"], dtype=CODE)
+        return cls(utterances, silence, float(facts["frame_rate"]), near, mixed, facts["residual"])

@@ -10,17 +10,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from vall_e.config import JoinConfig, ModelConfig, TokenDropoutConfig, TrainConfig
+from vall_e.config import ModelConfig, TrainConfig
 from vall_e.corpus.splits import held_out
 from vall_e.data.corpus import CodesCorpus, Utterance
 from vall_e.data.makers import MAKERS, Given
 from vall_e.data.mixtures import join_mixtures, learnable
 from vall_e.family import KINDS, by_order, level_shares
 from vall_e.models.packing import Layout, Mode, Sample
+from vall_e.regimen import JoinConfig, TokenDropoutConfig
 from vall_e.tasks import TASKS
 
 BAND = 0.15  # of a clip's phones: how far from an even pace speech may be
 NARROWEST = 0.75  # phones
+GROWN = 10**9  # a step behind every curriculum
 NEEDED = 0.15  # weight of a task that the kind adds by itself (len), where one of model.tasks has 1
 
 
@@ -72,16 +74,32 @@ class SampleMaker:
         self.tasks, shares = list(mix), np.array(list(mix.values()))
         self.task_p = shares / shares.sum()
 
+    @property
+    def limit(self) -> int:
+        """Frames of the longest response."""
+        return int(self.train.max_response_seconds * self.corpus.frame_rate)
+
+    def chosen(self) -> np.ndarray | None:
+        """Int64 [n], the utterances that are neither too short nor too long; None for all of them.
+
+        Raises:
+            ValueError: none is.
+        """
+        frames, rate = self.corpus.utterances.codes.lengths // self.levels, self.corpus.frame_rate
+        fits = (frames <= self.limit) & (frames >= self.train.min_response_seconds * rate)
+        if not fits.any():
+            raise ValueError(
+                f"train.min_response_seconds {self.train.min_response_seconds} and train.max_response_seconds "
+                f"{self.train.max_response_seconds} leave no utterance: they have {frames.min() / rate:.2f} to "
+                f"{frames.max() / rate:.2f} s"
+            )
+        return None if fits.all() else np.flatnonzero(fits)
+
     def make(self, index: int, step: int, rng: np.random.Generator) -> Sample:
-        """The sample around utterance ``index``; ``step`` places it in the joining curriculum."""
-        join = self.train.join
-        if join is None:
-            clips, gaps = [self.corpus.utterances[index]], []
-        else:
-            clips = self._clips(index, join, step, rng)
-            gaps = [rng.uniform(*join.gap_seconds) for _ in clips[1:]]
+        """The sample around utterance ``index``, one of the ``chosen``; the optimizer step ``step`` places it in the
+        joining curriculum."""
+        clips, gaps = self._clips(index, step, rng)
         phones, response, spoken = self._join(clips, gaps, rng)
-        limit = int(self.train.max_response_seconds * self.corpus.frame_rate)
         prompt = self._prompt(clips, rng)
         task = self._task(clips, rng)
         mode, level = self._mode(rng) if TASKS[task].parallel else ("ar", 0)
@@ -98,11 +116,6 @@ class SampleMaker:
             if self.train.level_loss == "one":
                 asked = int(rng.choice(self.levels, p=self.level_p))
             corrupted = self._seen(response, mode, level, asked, rng)
-        if response.shape[1] > limit:
-            raise ValueError(
-                f"utterance {clips[0].id} has {response.shape[1] / self.corpus.frame_rate:.1f} s, above "
-                f"train.max_response_seconds {self.train.max_response_seconds}: raise it or lower ingest.max_seconds"
-            )
         spoken = spoken if mode == "ar" else None
         sample = Sample(phones, prompt, response, level, corrupted, spoken, mode, language=language, asked=asked)
         if task == "tts":
@@ -112,16 +125,25 @@ class SampleMaker:
         given = Given(sample, text, self._prompt(clips, rng, noisy=kind == "noise"), rng)
         if kind is not None:
             pauses = [round(gap * self.corpus.frame_rate) for gap in gaps]
-            mixed, noise = join_mixtures(response, [self.corpus.mixtures[kind][clip.id] for clip in clips], pauses)
+            mixed, noise = join_mixtures(response, [self.corpus.mixtures[kind][clip.index] for clip in clips], pauses)
             given = replace(given, mixed=mixed, noise=noise)
         return MAKERS[task](given)
+
+    def reading(self, index: int, rng: np.random.Generator) -> tuple[Sample, Sequence[Utterance]]:
+        """What is to be read aloud around utterance ``index``, with a prompt, and the clips that it was made of."""
+        clips, gaps = self._clips(index, GROWN, rng)
+        phones, response, _ = self._join(clips, gaps, rng)
+        prompt, language = self._prompt(clips, rng), self.model.language_id(clips[0].language)
+        return Sample(phones, prompt, response, mode=self.first_modes[0], language=language), clips
 
     def _task(self, clips: Sequence[Utterance], rng: np.random.Generator) -> str:
         """One of those that can be made of these clips: some may have no mixture with another voice."""
         if len(self.tasks) == 1:
             return self.tasks[0]
         shares, kinds = self.task_p, [TASKS[task].mixture for task in self.tasks]
-        there = {kind: kind is None or all(clip.id in self.corpus.mixtures[kind] for clip in clips) for kind in kinds}
+        there = {
+            kind: kind is None or all(clip.index in self.corpus.mixtures[kind] for clip in clips) for kind in kinds
+        }
         if not all(there.values()):
             shares = shares * [there[kind] for kind in kinds]
             shares = shares / shares.sum()
@@ -135,9 +157,16 @@ class SampleMaker:
         modes = self.first_modes
         return modes[int(rng.integers(len(modes)))] if len(modes) > 1 else modes[0], 0
 
-    def _clips(self, index: int, join: JoinConfig, step: int, rng: np.random.Generator) -> list[Utterance]:
+    def _clips(self, index: int, step: int, rng: np.random.Generator) -> tuple[list[Utterance], list[float]]:
+        """An utterance, or it and those to be joined behind it, and the seconds of the pauses between them."""
+        if self.train.join is None:
+            return [self.corpus.utterances[index]], []
+        clips = self._joined(index, self.train.join, step, rng)
+        return clips, [rng.uniform(*self.train.join.gap_seconds) for _ in clips[1:]]
+
+    def _joined(self, index: int, join: JoinConfig, step: int, rng: np.random.Generator) -> list[Utterance]:
         first = self.corpus.utterances[index]
-        pool = self.corpus.by_tongue[first.speaker, first.language]
+        pool = self.corpus.utterances.groups["tongue"].like(index)
         least, most = join.min_clips, join.max_clips
         if step < join.curriculum_steps:
             least = 1
@@ -146,10 +175,12 @@ class SampleMaker:
         if count == 1:
             return [first]
         for _ in range(20):
-            clips = [first, *(self.corpus.utterances[i] for i in rng.choice(pool, count - 1))]
+            clips = [first, *(self.corpus.utterances[i] for i in pool[rng.integers(len(pool), size=count - 1)])]
             if join.max_seconds is not None:
-                ends = np.cumsum([clip.codes.shape[1] for clip in clips]) / self.corpus.frame_rate
+                ends = np.cumsum([clip.frames for clip in clips]) / self.corpus.frame_rate
                 clips = clips[: max(1, int((ends <= join.max_seconds).sum()))]
+            gaps = np.ceil(join.gap_seconds[1] * self.corpus.frame_rate) * np.arange(len(clips))
+            clips = clips[: max(1, int((np.cumsum([clip.frames for clip in clips]) + gaps <= self.limit).sum()))]
             text = " ".join(c.text for c in clips)
             if not self.augment or not held_out(text, self.held_out_seed, self.held_out_fraction):
                 return clips
@@ -167,10 +198,11 @@ class SampleMaker:
                 codes.append(pause)
                 spoken.append(np.full((2, pause.shape[1]), at))
                 at += 1
-            phones.append(clip.phones)
+            said = clip.phones
+            phones.append(said)
             codes.append(clip.codes)
-            spoken.append(at + diagonal(len(clip.phones), clip.codes.shape[1]))
-            at += len(clip.phones)
+            spoken.append(at + diagonal(len(said), clip.frames))
+            at += len(said)
         return np.concatenate(phones), np.concatenate(codes, axis=1).astype(np.int64), np.concatenate(spoken, axis=1)
 
     def silence(self, seconds: float, rng: np.random.Generator) -> np.ndarray:
@@ -181,19 +213,19 @@ class SampleMaker:
     def _prompt(self, clips: Sequence[Utterance], rng: np.random.Generator, *, noisy: bool = False) -> np.ndarray:
         """Codes int64 [L, P] of the same speaker saying something else (in noise), cut or joined to
         ``train.prompt_seconds``."""
-        used = {c.id for c in clips}
-        pool = self.corpus.by_speaker[clips[0].speaker]
-        near = self.corpus.similar.get(clips[0].id, ())
+        used = {clip.index for clip in clips}
+        pool = self.corpus.utterances.groups["speaker"].like(clips[0].index)
+        near = () if self.corpus.similar is None else self.corpus.similar[clips[0].index]
         wanted = round(rng.uniform(*self.train.prompt_seconds) * self.corpus.frame_rate)
         parts: list[np.ndarray] = []
         total = 0
         for attempt in range(8):
-            source = near if attempt == 0 and near and rng.random() < self.train.similar_probability else pool
-            other = self.corpus.utterances[int(rng.choice(source))]
-            if other.id in used and len(pool) > len(clips):
+            source = near if attempt == 0 and len(near) and rng.random() < self.train.similar_probability else pool
+            other = self.corpus.utterances[source[rng.integers(len(source))]]
+            if other.index in used and len(pool) > len(clips):
                 continue
-            parts.append(self.corpus.mixtures["noise"][other.id].codes if noisy else other.codes)
-            total += other.codes.shape[1]
+            parts.append(self.corpus.mixtures["noise"][other.index].codes if noisy else other.codes)
+            total += other.frames
             if total >= wanted:
                 break
         if not parts:

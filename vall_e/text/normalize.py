@@ -1,7 +1,9 @@
 """Written text → spoken words: what the phonemizer reads and what error rates compare.
 
-The result is lower-case words with one space between them: no punctuation, no digits, no symbols.
-Apostrophes inside words stay. Numbers become words in the text's language (num2words).
+The result is lower-case words with one space between them: no punctuation, no digits, no symbols. Apostrophes inside
+words stay. English, Chinese and Japanese go through wetext (``transducers``) with rules of ours for what it reads
+unlike people (``english``); numbers of other languages through num2words, with what those write around them
+(``languages``). A text without digits, signs and abbreviations is not touched by any of them.
 """
 
 from __future__ import annotations
@@ -9,90 +11,36 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from vall_e.text import english, languages
+from vall_e.text.numerals import apart, integer, spoken
+from vall_e.text.transducers import verbalize
+
 _APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ`´＇"), "'")
-_ABBREVIATIONS = {
-    "mr": "mister",
-    "mrs": "missus",
-    "ms": "miz",
-    "dr": "doctor",
-    "prof": "professor",
-    "vs": "versus",
-    "etc": "et cetera",
-    "jr": "junior",
-    "sr": "senior",
-    "capt": "captain",
-    "col": "colonel",
-    "gen": "general",
-}
-_SYMBOLS = {"en": {"&": "and", "+": "plus", "=": "equals", "@": "at", "%": "percent", "°": "degrees"}}
-_CURRENCY = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent")}
-_LONGEST_NUMBER = 15
-
-_ABBREVIATION = re.compile(r"\b(" + "|".join(_ABBREVIATIONS) + r")\.", re.IGNORECASE)
-_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:[,.'\u00a0\u202f]\d{3})+(?![\d])")
-_MONEY = re.compile(r"([$£€])\s?(\d+)(?:\.(\d{2})(?!\d))?")
-_CLOCK = re.compile(r"\b([01]?\d|2[0-3]):([0-5]\d)\b")
-_ORDINAL = re.compile(r"\b(\d{1,15})(?:st|nd|rd|th)\b", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.])([-−])?(\d+)(?:([.,])(\d+))?")
+_GROUP_SPACE = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")
+_HALF = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
 _DIGITS = re.compile(r"\d")
+_SIGNS = re.compile(r"[\d%@&+=°℃$£€¥]")
+# wetext's name of a language that espeak-ng calls otherwise.
+_WHOLE_TEXTS = {"cmn": "zh", "zh": "zh", "ja": "ja"}
 
 
-def _base(language: str) -> str:
+def base_language(language: str) -> str:
+    """First part of a language's name: ``en`` of ``en-us``."""
     return re.split(r"[-_]", language)[0].lower()
-
-
-def _spoken(number: int, language: str, **how: str) -> str:
-    from num2words import num2words
-
-    try:
-        return num2words(number, lang=language, **how)
-    except (NotImplementedError, OverflowError, TypeError):
-        # A language that num2words does not know: espeak-ng reads the digits, kept apart, by itself.
-        return " ".join(str(number))
-
-
-def _apart(digits: str, language: str) -> str:
-    return " ".join(_spoken(int(d), language) for d in digits)
-
-
-def _integer(digits: str, language: str) -> str:
-    # Phone numbers, codes and "007" are read digit by digit.
-    if len(digits) > _LONGEST_NUMBER or (len(digits) > 1 and digits[0] == "0"):
-        return _apart(digits, language)
-    value = int(digits)
-    if language == "en" and len(digits) == 4 and (1100 <= value <= 1999 or 2010 <= value <= 2099):
-        return _spoken(value, language, to="year")
-    return _spoken(value, language)
 
 
 def _number(match: re.Match[str], language: str) -> str:
     sign, whole, mark, fraction = match.groups()
-    words = _integer(whole, language)
-    if fraction is not None:
-        decimal_mark = "." if language == "en" else ","
-        if mark == decimal_mark:
-            point = {"en": "point", "de": "komma", "fr": "virgule", "es": "coma", "it": "virgola"}.get(language, " ")
-            words = f"{words} {point} {_apart(fraction, language)}"
-        else:
-            words = f"{words} {_integer(fraction, language)}"
-    return f" {'minus ' if sign and language == 'en' else ''}{words} "
-
-
-def _money(match: re.Match[str]) -> str:
-    (unit, small), whole, cents = _CURRENCY[match[1]], int(match[2]), int(match[3] or 0)
-    plural = {"penny": "pence"}.get(small, small + "s")
-    words = f"{_spoken(whole, 'en')} {unit if whole == 1 else unit + 's'}"
-    if cents:
-        words += f" and {_spoken(cents, 'en')} {small if cents == 1 else plural}"
-    return f" {words} "
-
-
-def _clock(match: re.Match[str]) -> str:
-    hour, minute = int(match[1]), match[2]
-    if minute == "00":
-        return f" {_spoken(hour, 'en')} o'clock "
-    tail = f"oh {_spoken(int(minute), 'en')}" if minute[0] == "0" else _spoken(int(minute), "en")
-    return f" {_spoken(hour, 'en')} {tail} "
+    row = languages.TABLE.get(language)
+    minus = "minus" if language == "en" else row.minus if row else ""
+    words = integer(whole, language)
+    if fraction is not None and mark == ("." if language == "en" else ","):
+        point = f"{words} point {apart(fraction, language)}"
+        words = point if language == "en" else languages.decimal(whole, fraction, language)
+    elif fraction is not None:
+        words = f"{words} {integer(fraction, language)}"
+    return f" {minus if sign else ''} {words} "
 
 
 def normalize(text: str, language: str = "en-us", *, digits_apart: bool = False) -> str:
@@ -106,31 +54,33 @@ def normalize(text: str, language: str = "en-us", *, digits_apart: bool = False)
     >>> normalize("In 1455, Mr. Smith paid $2.50 for 12 books!")
     'in fourteen fifty five mister smith paid two dollars and fifty cents for twelve books'
     """
-    base = _base(language)
-    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES))
-    if base == "en":
-        text = _ABBREVIATION.sub(lambda m: _ABBREVIATIONS[m[1].lower()], text)
+    base = base_language(language)
+    # What NFKC would blur: "1 000" with a narrow space is one number, "2½" is not 21⁄2.
+    text = _HALF.sub(" ", _GROUP_SPACE.sub("", text.translate(_APOSTROPHES)))
+    text = unicodedata.normalize("NFKC", text)
     # Digits of every script count: Unicode knows their values.
     text = "".join(str(unicodedata.digit(c)) if c.isdigit() and not c.isascii() else c for c in text)
     if digits_apart:
-        text = _DIGITS.sub(lambda m: f" {_spoken(int(m[0]), base)} ", text)
-    elif _DIGITS.search(text):
-        if base == "en":
-            text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-            text = _MONEY.sub(_money, text)
-            text = _CLOCK.sub(_clock, text)
-            text = _ORDINAL.sub(lambda m: f" {_spoken(int(m[1]), base, to='ordinal')} ", text)
-        else:
-            text = _GROUPS.sub(lambda m: re.sub(r"\D", "", m[0]), text)
+        text = _DIGITS.sub(lambda m: f" {_digit(m[0], base)} ", text)
+    if base in _WHOLE_TEXTS:
+        if _SIGNS.search(text):
+            text = verbalize(text, _WHOLE_TEXTS[base])
+    else:
+        text = english.words(text) if base == "en" else languages.words(text, base)
+    if _DIGITS.search(text):
         text = _NUMBER.sub(lambda m: _number(m, base), text)
         # Digits inside words and codes: "b2b", "mp3".
-        text = re.sub(r"\d+", lambda m: f" {_integer(m[0], base)} ", text)
-    for symbol, word in _SYMBOLS.get(base, {}).items():
-        text = text.replace(symbol, f" {word} ")
+        text = re.sub(r"\d+", lambda m: f" {integer(m[0], base)} ", text)
+    if base == "en":
+        text = english.symbols(text)
     text = text.lower()
     kept = (c if c.isalnum() or c == "'" or unicodedata.category(c).startswith("M") else " " for c in text)
     words = ("".join(kept)).split()
     return " ".join(word for word in (w.strip("'") for w in words) if word)
+
+
+def _digit(digit: str, base: str) -> str:
+    return verbalize(digit, _WHOLE_TEXTS[base]) if base in _WHOLE_TEXTS else spoken(int(digit), base)
 
 
 def words_for_scoring(text: str, language: str = "en-us", *, digits_apart: bool = False) -> list[str]:

@@ -1,0 +1,1 @@
+"""The loader, measured on a generated corpus: ``python -m benchmarks.loader``."""

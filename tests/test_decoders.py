@@ -1,0 +1,170 @@
+"""Every format is read, and a part of a recording is what the whole has there, with no more than that in memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.sounds import AAC, ALAC, OPUS, RATE, chirp, write, write_ffmpeg
+from vall_e.audio import AudioError, load, probe
+from vall_e.decoders import channel, read_header
+
+SECONDS = 6.0
+CODECS = {"m4a": AAC, "mp4": AAC, "aac": AAC, "webm": OPUS, "mka": OPUS}
+LOSSLESS = ("wav", "flac", "aiff", "alac.m4a")
+LOSSY = ("ogg", "opus", "mp3", "m4a", "mp4", "aac", "webm", "mka")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder, wav = tmp_path_factory.mktemp("formats"), chirp(SECONDS)
+    out = {}
+    for name in (*LOSSLESS, *LOSSY):
+        path = folder / f"take.{name}"
+        if name == "alac.m4a":
+            out[name] = write_ffmpeg(path, wav, ALAC)
+        elif name in CODECS:
+            out[name] = write_ffmpeg(path, wav, CODECS[name])
+        else:
+            out[name] = write(path, wav, **({"format": "OGG", "subtype": "OPUS"} if name == "opus" else {}))
+    return out
+
+
+def best_shift(a: np.ndarray, b: np.ndarray, widest: int) -> tuple[int, float]:
+    """By how many samples ``b`` lies behind ``a``, and the correlation there."""
+    core = a[widest:-widest]
+    scores = {
+        shift: float(np.corrcoef(core, b[widest + shift : widest + shift + len(core)])[0, 1])
+        for shift in range(-widest, widest + 1, 1)
+    }
+    best = max(scores, key=scores.__getitem__)
+    return best, scores[best]
+
+
+@pytest.mark.parametrize("name", [*LOSSLESS, *LOSSY])
+def test_every_format_is_read_at_its_length(made: dict[str, Path], name: str) -> None:
+    wav, rate = load(made[name], RATE)
+    assert rate == RATE and wav.dtype == np.float32
+    raw = 2048 if name == "aac" else 0  # its encoder's delay is written nowhere in a raw stream
+    assert abs(len(wav) - SECONDS * RATE) <= 8 + raw
+    original = chirp(SECONDS)
+    middle = slice(2 * RATE, 3 * RATE)
+    shift, score = best_shift(original[middle], wav[middle], raw + 8)
+    assert score > 0.98 and abs(shift) <= max(raw, 1)
+    info = probe(made[name])
+    assert info.channels == 1 and info.seconds == pytest.approx(len(wav) / RATE, abs=0.03)
+
+
+@pytest.mark.parametrize("name", [*LOSSLESS, *LOSSY])
+def test_a_part_is_what_the_whole_has_there(made: dict[str, Path], name: str) -> None:
+    whole, rate = load(made[name])
+    rng = np.random.default_rng(0)
+    spans = [(0.0, 0.5), (0.0, None), (0.01, 0.02), (5.5, None), (5.9, 99.0)]
+    spans += [(start, start + rng.uniform(0.02, 2.0)) for start in rng.uniform(0, 5.5, 12)]
+    for start, end in spans:
+        part, _ = load(made[name], start=start, end=end)
+        expected = whole[round(start * rate) : None if end is None else round(end * rate)]
+        assert len(part) == len(expected), (start, end)
+        tolerance = 0 if name in LOSSLESS else 1e-3
+        assert np.abs(part - expected).max() <= tolerance, (start, end)
+
+
+def test_a_part_can_be_resampled(made: dict[str, Path]) -> None:
+    part, rate = load(made["flac"], 8000, 1.0, 2.5)
+    assert rate == 8000 and len(part) == 12_000
+    assert np.abs(part[200:-200] - chirp(SECONDS, 8000)[8200 : 20_000 - 200]).max() < 0.01
+
+
+@pytest.mark.parametrize(("start", "end"), [(-1.0, None), (2.0, 2.0), (2.0, 1.0)])
+def test_a_part_that_is_none_is_an_error(made: dict[str, Path], start: float, end: float | None) -> None:
+    with pytest.raises(ValueError, match="begins at 0 s or later"):
+        load(made["wav"], start=start, end=end)
+
+
+@pytest.mark.parametrize("name", ["wav", "mp3", "m4a"])
+def test_a_part_behind_the_end_is_an_error(made: dict[str, Path], name: str) -> None:
+    with pytest.raises(AudioError, match="no samples from 99 s") as caught:
+        load(made[name], start=99.0)
+    assert caught.value.rule == "empty"
+
+
+@pytest.mark.parametrize("name", [*LOSSLESS, *LOSSY])
+def test_the_name_does_not_matter(made: dict[str, Path], tmp_path: Path, name: str) -> None:
+    for ending in ("wav", "mp3", "m4a"):
+        path = tmp_path / f"http:a.{ending}"
+        path.write_bytes(made[name].read_bytes())
+        assert np.array_equal(load(path)[0], load(made[name])[0])
+
+
+def test_stereo_in_m4a_becomes_one_channel(tmp_path: Path) -> None:
+    import av
+
+    wav = np.stack([chirp(1.0), np.zeros(RATE, np.float32)])
+    with av.open(str(tmp_path / "a.m4a"), "w") as container:
+        stream = container.add_stream(ALAC, rate=RATE, layout="stereo")
+        frame = av.AudioFrame.from_ndarray((wav * 32767).astype(np.int16), format="s16p", layout="stereo")
+        frame.sample_rate, frame.pts = RATE, 0
+        for part in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(part)
+    assert probe(tmp_path / "a.m4a").channels == 2
+    assert np.abs(load(tmp_path / "a.m4a")[0] - wav[0] / 2).max() < 1e-3
+
+
+def test_an_m4a_that_was_cut_off(tmp_path: Path) -> None:
+    """With its index behind the samples nothing can be read; with it before them some of what was announced."""
+    for name, options in (("behind", {}), ("before", {"movflags": "faststart"})):
+        raw = write_ffmpeg(tmp_path / f"{name}.m4a", chirp(3.0), AAC, **options).read_bytes()
+        (tmp_path / f"{name}.m4a").write_bytes(raw[: len(raw) * 2 // 3])
+        with pytest.raises(AudioError) as caught:
+            load(tmp_path / f"{name}.m4a")
+        assert caught.value.rule in (("unreadable",) if name == "behind" else ("unreadable", "truncated"))
+
+
+def test_files_that_name_other_files_are_not_followed(tmp_path: Path) -> None:
+    write(tmp_path / "secret.wav", chirp(1.0))
+    (tmp_path / "list.m4a").write_text("ffconcat version 1.0\nfile secret.wav\n")
+    (tmp_path / "play.mp3").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nsecret.wav\n#EXT-X-ENDLIST\n")
+    for name in ("list.m4a", "play.mp3"):
+        with pytest.raises(AudioError, match="not a readable recording"):
+            load(tmp_path / name)
+
+
+def test_a_header_of_lies_costs_no_memory(tmp_path: Path) -> None:
+    """A flac that announces 2^35 samples: 256 GB as float64."""
+    path = write(tmp_path / "a.flac", chirp(0.5))
+    raw = bytearray(path.read_bytes())
+    raw[21] |= 0x0F  # the low four bits of byte 13 of STREAMINFO are the top of 36 bits of total samples
+    path.write_bytes(raw)
+    with pytest.raises(AudioError) as caught:
+        load(path)
+    assert caught.value.rule in ("truncated", "unreadable")
+
+
+def test_minutes_are_never_in_memory_whole(tmp_path: Path) -> None:
+    """Eight minutes at 16 kHz are 31 MB as float32; reading them block by block, or one second of them, takes a few."""
+    wav = np.tile(chirp(10.0), 48)
+    paths = [write(tmp_path / "long.flac", wav), write_ffmpeg(tmp_path / "long.m4a", wav, ALAC)]
+    script = (
+        "import resource, sys\nfrom vall_e.audio import load\nfrom vall_e.decoders import channel, read_header\n"
+        "load(sys.argv[1], start=0.0, end=1.0)\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\n"
+        "assert len(load(sys.argv[1], start=400.0, end=401.0)[0]) == 16000\n"
+        "assert sum(map(len, channel(read_header(sys.argv[1])))) == 480 * 16000\n"
+        "print(peak() - before)"
+    )
+    for path in paths:
+        done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) < 10_000, path  # kB
+
+
+def test_blocks_are_the_mean_of_the_channels(tmp_path: Path) -> None:
+    wav = np.random.default_rng(1).uniform(-0.5, 0.5, (200_000, 6)).astype(np.float32)
+    path = write(tmp_path / "six.wav", wav, subtype="FLOAT")
+    parts = list(channel(read_header(path)))
+    assert len(parts) > 1
+    assert np.allclose(np.concatenate(parts), wav.mean(axis=1), atol=1e-7)

@@ -1,0 +1,27 @@
+"""What differs between languages: Whisper's codes and espeak-ng's, and whether words have spaces between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_OTHER_NAMES = {"en": "en-us", "fr": "fr-fr", "no": "nb", "zh": "cmn"}
+# Whisper recognises these, and espeak-ng 1.52 has no phones for them.
+_UNKNOWN = frozenset("bo br gl ha jw km ln lo mg mn nn oc ps sa sn so su tg tl yi yo".split())  # noqa: SIM905 a table of 21 lines says no more
+
+
+def espeak_language(code: str, expected: str) -> str | None:
+    """The espeak-ng language of Whisper's ``code``: ``expected`` where that is a form of it (en-gb of en), else its
+    usual one, or None where espeak-ng does not know it."""
+    usual = None if code in _UNKNOWN else _OTHER_NAMES.get(code, code)
+    base = expected.split("-")[0]
+    return expected if base == code or (usual is not None and base == usual.split("-")[0]) else usual
+
+
+def units(text: str, spaced: bool) -> list[str]:
+    """The words of ``text``, or its characters where a language writes no spaces."""
+    return text.split() if spaced else [c for c in text if not c.isspace()]
+
+
+def join(words: Sequence[str], spaced: bool) -> str:
+    """The reverse of ``units``, with one space between words."""
+    return (" " if spaced else "").join(words)

@@ -1,0 +1,269 @@
+"""Recordings as blocks of samples: libsndfile where it can, FFmpeg (PyAV) for m4a, aac, mp4 and webm.
+
+Dimensions: n samples of a block, C channels. A block is float32 [n, C], nominally in -1..1. Places are counted in
+samples of one channel from the beginning. A file is taken for what its bytes are, whatever its name ends in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soundfile
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+
+EXTENSIONS = (
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".aif", ".aiff",
+)  # fmt: skip
+
+_BLOCK = 1 << 18  # samples of all channels in one block of libsndfile
+# What libsndfile reads well is not given to FFmpeg, which would take half of a damaged file for a whole one; playlists
+# and the like, which name other files, are none of its business here.
+_CONTAINERS = {"format_whitelist": "mov,mp4,m4a,matroska,webm,aac", "protocol_whitelist": "file"}
+_PREROLL_SECONDS = 0.5  # decoded and thrown away before a place in the middle: codecs lean on what was before
+_PREROLLED = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "OPUS")  # in libsndfile
+
+
+class AudioError(ValueError):
+    """A recording cannot be used. The message names file, reason and remedy.
+
+    ``rule`` is a short name of the reason: missing, empty, unreadable, truncated or not_finite.
+    """
+
+    def __init__(self, path: str | Path, reason: str, remedy: str, rule: str = "unreadable") -> None:
+        super().__init__(f"{path}: {reason}; {remedy}")
+        self.path, self.reason, self.remedy, self.rule = str(path), reason, remedy, rule
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself.
+
+    Attributes:
+        frames: samples of one channel; None where the file does not say.
+        coding: of the samples: PCM_16, FLOAT, VORBIS, aac and so on.
+        tolerance: how many samples fewer than ``frames`` do not mean yet that the file was cut off.
+        ffmpeg: decoded by FFmpeg, not by libsndfile.
+    """
+
+    path: Path
+    sample_rate: int
+    channels: int
+    frames: int | None
+    coding: str
+    tolerance: int = 0
+    ffmpeg: bool = False
+
+
+def read_header(path: str | Path) -> Header:
+    """Rate, channels and length of a recording, with at most two packets decoded.
+
+    Raises:
+        AudioError: there is no such file, or it is not a recording.
+    """
+    path = Path(path)
+    if not os.path.exists(path):
+        raise AudioError(path, "no such file", "check the path", "missing")
+    if not path.is_file():
+        raise AudioError(path, "not a regular file", "give the path of a recording")
+    if path.stat().st_size == 0:
+        raise AudioError(path, "the file is empty (0 bytes)", "copy the recording again", "empty")
+    if _is_adts(path):
+        return _ffmpeg_header(path, "raw aac")
+    try:
+        with soundfile.SoundFile(str(path)) as handle:
+            rate, announced = handle.samplerate, handle.frames
+            # An mp3's announced length may be an estimate; elsewhere every sample fewer means a file cut off.
+            tolerance = announced // 20 + 2400 if handle.format in ("MP3", "MPEG") else 0
+            frames = announced if 0 <= announced < 2**62 else None
+            return Header(path, rate, handle.channels, frames, handle.subtype, tolerance)
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+        reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
+    return _ffmpeg_header(path, reason)
+
+
+def _is_adts(path: Path) -> bool:
+    """A raw aac stream (ISO 13818-7, 6.2), which libsndfile takes for a damaged mp3: the same sync, but layer 0."""
+    with path.open("rb") as handle:
+        head = handle.read(2)
+    return len(head) == 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
+
+
+def channel(header: Header, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """The mean of a recording's channels, block by block: float32 [n], n > 0, finite; nothing else is in memory.
+
+    A part has the very samples of a run from the beginning, but for what rounding and noise substitution make of them
+    in lossy formats. Vorbis and raw aac, which have no index to go by, are decoded from their beginning.
+
+    Args:
+        start, stop: places in samples; without ``stop`` up to the end.
+
+    Raises:
+        AudioError: the file is damaged, cut off, or holds NaN or infinite samples.
+    """
+    missing = _missing_wav_bytes(header.path)
+    if missing:
+        reason = f"cut off: {missing} bytes fewer than its header says"
+        raise AudioError(header.path, reason, "copy the recording again", "truncated")
+    done = start
+    for block in (_ffmpeg_blocks if header.ffmpeg else _sndfile_blocks)(header, start, stop):
+        if not np.isfinite(block).all():
+            place = (done + int(np.argmin(np.isfinite(block).all(axis=1)))) / header.sample_rate
+            reason = f"samples are NaN or infinite, the first at {place:.3f} s ({header.coding})"
+            raise AudioError(header.path, reason, "export it again as 16-bit PCM", "not_finite")
+        done += len(block)
+        yield np.ascontiguousarray(block[:, 0]) if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+    wanted = header.frames if stop is None or header.frames is None else min(stop, header.frames)
+    if wanted is not None and done + header.tolerance < wanted:
+        reason = f"cut off: {done} of {wanted} samples"
+        raise AudioError(header.path, reason, "copy the recording again", "truncated")
+
+
+def _damaged(path: Path, error: Exception) -> AudioError:
+    reason = f"decoding failed ({str(error).strip(' .')})"
+    return AudioError(path, reason, "the file is damaged: copy or record it again")
+
+
+def _sndfile_blocks(header: Header, start: int, stop: int | None) -> Iterator[np.ndarray]:
+    size = max(1, _BLOCK // header.channels)
+    try:
+        with soundfile.SoundFile(str(header.path)) as handle:
+            if start >= (handle.frames if header.frames is not None else start + 1):
+                return
+            place = _seek(handle, start)
+            while stop is None or place < stop:
+                wanted = size if stop is None else min(size, stop - place)
+                block = handle.read(wanted, dtype="float32", always_2d=True)
+                if place + len(block) > start:
+                    yield block[max(0, start - place) :]
+                if len(block) < wanted:
+                    return
+                place += len(block)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise _damaged(header.path, error) from None
+
+
+def _seek(handle: soundfile.SoundFile, start: int) -> int:
+    """Go to the last place at or before ``start`` from which decoding gives the very samples; returns it.
+
+    Vorbis is decoded from the beginning: libsndfile goes to places beside the one asked for (its issue 885).
+    """
+    place = start
+    if handle.subtype in _PREROLLED:
+        place = max(0, start - int(_PREROLL_SECONDS * handle.samplerate))
+    elif handle.subtype == "VORBIS":
+        place = 0
+    if place:
+        handle.seek(place)
+    return place
+
+
+def _missing_wav_bytes(path: Path) -> int:
+    """Bytes that a RIFF file lacks at its end by its own data chunk, 0 where it is whole or something else.
+
+    libsndfile silently shortens a WAV whose data chunk reaches beyond the file. Writers that stream
+    leave 0 or 2^32 - 1 as the length, which means "until the end".
+    """
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        if handle.read(4) != b"RIFF":
+            return 0
+        handle.seek(12)
+        while len(head := handle.read(8)) == 8:
+            length = int.from_bytes(head[4:], "little")
+            if head[:4] == b"data":
+                end = handle.tell() + length
+                streamed = length in (0, 0x7FFFFFFF, 0x80000000) or length >= 0xFFFFFF00
+                return 0 if streamed else max(0, end - size)
+            handle.seek(length + length % 2, os.SEEK_CUR)
+    return 0
+
+
+def _container(path: Path) -> InputContainer:
+    import av
+
+    return av.open(f"file:{path}", options=_CONTAINERS)
+
+
+def _ffmpeg_header(path: Path, reason: str) -> Header:
+    """As ``read_header``; ``reason`` is why libsndfile could not read it."""
+    import av
+
+    try:
+        with _container(path) as container:
+            if not container.streams.audio:
+                raise AudioError(path, "has pictures but no sound", "remove the file, or give its sound")
+            stream = container.streams.audio[0]
+            first = next(container.decode(stream), None)
+            if first is None:
+                raise AudioError(path, "the recording has no samples", "record it again, or remove the file", "empty")
+            seconds = None
+            if container.format.name != "aac":  # of which the length is a guess from its bit rate
+                seconds = stream.duration * stream.time_base if stream.duration else container.duration
+                seconds = seconds if stream.duration or seconds is None else seconds / av.time_base
+            rate = first.sample_rate
+            frames = None if seconds is None else round(seconds * rate)
+            coding = stream.codec_context.name
+            return Header(path, rate, first.layout.nb_channels, frames, coding, rate // 10, ffmpeg=True)
+    except (av.FFmpegError, UnicodeError):
+        remedy = "give wav, flac, ogg, opus, mp3 or m4a, or convert it with ffmpeg"
+        raise AudioError(path, f"not a readable recording ({reason})", remedy) from None
+
+
+def _ffmpeg_blocks(header: Header, start: int, stop: int | None) -> Iterator[np.ndarray]:
+    import av
+
+    # The padding of the last packet lies behind what the container says is the end.
+    ends = [place for place in (stop, header.frames) if place is not None]
+    stop = min(ends, default=None)
+    try:
+        with _container(header.path) as container:
+            stream = container.streams.audio[0]
+            resampler = None
+            for place, frame in _frames(container, stream, start, header.sample_rate):
+                resampler = resampler or av.AudioResampler("fltp", frame.layout, header.sample_rate)
+                first, last = max(0, start - place), frame.samples if stop is None else stop - place
+                if last <= 0:
+                    return
+                frame.pts = None  # which a resampler would want to be even
+                data = np.concatenate([part.to_ndarray() for part in resampler.resample(frame)], axis=1)
+                if first < min(last, data.shape[1]):
+                    yield data[:, first:last].T
+    except av.FFmpegError as error:
+        raise _damaged(header.path, error) from None
+
+
+def _frames(container: InputContainer, stream: AudioStream, start: int, rate: int) -> Iterator[tuple[int, AudioFrame]]:
+    """Decoded frames from one at or before ``start`` on, each with its place."""
+    frames = container.decode(stream)
+    head = list(islice(frames, 2))
+    place, begin = 0, start - int(_PREROLL_SECONDS * rate)
+    if len(head) == 2 and container.format.name != "aac" and begin > sum(frame.samples for frame in head):
+        # The first packet may be shortened; behind it packets of one size lie on a grid, which is finer than the
+        # clock of some containers (1 ms in webm).
+        offset, grid = head[0].samples, head[1]
+        ticks = int((begin - offset) / rate / stream.time_base)
+        container.seek(grid.pts + ticks, stream=stream)
+        after = container.decode(stream)
+        next(after, None)  # begins from nothing
+        if (anchor := next(after, None)) is not None and anchor.pts is not None:
+            packets = (anchor.pts - grid.pts) * stream.time_base * rate / grid.samples
+            there = offset + round(packets) * grid.samples
+            if there <= start:
+                place, head, frames = there, [anchor], after
+        if frames is not after:
+            container.seek(0)
+            head, frames = [], container.decode(stream)
+    for part in (head, frames):
+        for frame in part:
+            yield place, frame
+            place += frame.samples
