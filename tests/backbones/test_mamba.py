@@ -14,7 +14,7 @@ from vall_e.backbones.base import Backbone, build_backbone
 from vall_e.backbones.mamba2 import CHUNK
 from vall_e.nn.masks import Mask
 from vall_e.nn.ssm import convolve, recur
-from vall_e.training.module import parameter_groups
+from vall_e.training.optimizers import parameter_groups
 
 SIZES = {"state": 6, "conv": 4, "expand": 2, "head_dim": 16}
 HF = {"mamba": (MambaConfig, MambaModel), "mamba2": (Mamba2Config, Mamba2Model)}

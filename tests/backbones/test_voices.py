@@ -23,8 +23,8 @@ each = pytest.mark.parametrize("name", BACKBONES)
 def test_overfits_one_batch(name: str) -> None:
     model, rng = build(backbone=name, **BACKBONES[name]), np.random.default_rng(0)
     _, figures = overfit(model, [sample(rng), sample(rng, 3, 2, 4)], 120)
-    assert sum(figures[f"loss.{level}"] for level in range(LEVELS)) / LEVELS < 0.05
-    assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
+    assert sum(figures[f"loss.level{level}"] for level in range(LEVELS)) / LEVELS < 0.05
+    assert all(figures[f"accuracy.level{level}"] == 1 for level in range(LEVELS))
 
 
 @each

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vall_e import audio
-from vall_e.corpus.schema import CODES, MANIFEST, REJECTS, RESULTS, SCORES, write_table
+from vall_e.corpus.schema import CODES, MANIFEST, REJECTS, RESULTS, SCORES, UTTERANCES, write_table
 from vall_e.evaluation import run, score
 from vall_e.evaluation.error_rates import word_errors
 
@@ -25,9 +25,13 @@ def tone(pitch: float, seconds: float) -> np.ndarray:
 def row(name: str, speaker: str, text: str, split: str, seconds: float, path: str = "") -> dict[str, Any]:
     return {
         "id": name,
+        "recording": name,
         "path": path or f"{name}.wav",
+        "start": 0.0,
+        "end": seconds,
         "speaker": speaker,
         "text": text,
+        "origin": "given",
         "language": "en-us",
         "split": split,
         "seconds": seconds,
@@ -60,10 +64,14 @@ def result(
         "kind": kind,
         "speaker": speaker,
         "seen_speaker": seen,
+        "seen_text": False,
         "text": text,
+        "written": text,
         "prompt_text": "prompt " + text,
         "audio": f"{kind}/{name}.wav",
         "prompt": f"prompt/{name}.wav",
+        "heard": hypothesis,
+        "reference": text,
         "hypothesis": hypothesis,
         "word_errors": found.errors,
         "word_count": found.count,
@@ -97,6 +105,15 @@ def write_project(root: Path, items: list[tuple[str, str, str]]) -> Path:
                     "nearest": speaker,
                     "similarity_others": 0.4,
                     "dnsmos": 3.0 if index % 2 else None,
+                    "seen_speaker": index % 2 == 0,
+                    "seen_text": False,
+                    **dict.fromkeys(("utmos", "f0_correlation", "f0_rmse")),
+                    **{f"similarity_{k}": 0.7 if k != kind else None for k in ("resynthesis", "recording")},
+                    "f0_mean": 120.0 + index,
+                    "f0_std": 2.0,
+                    "voiced": 0.5,
+                    **({"mcd": None, "duration_ratio": None} if kind == "recording" else {}),
+                    **({"mcd": 6.5, "duration_ratio": 1.1} if kind != "recording" else {}),
                 }
             )
     write_table(results, RESULTS, folder / "results.parquet")
@@ -107,6 +124,7 @@ def write_project(root: Path, items: list[tuple[str, str, str]]) -> Path:
     )
     rows = [row(f"u{i}", items[i % len(items)][0], "a", ("train", "val", "test")[i % 3], 1.0) for i in range(9)]
     write_table(rows, MANIFEST, root / "data/ingest/manifest.parquet")
+    write_table(rows, UTTERANCES, root / "data/quality/manifest.parquet")
     write_table(
         [{"id": "bad", "stage": "ingest", "rule": "<too short>", "value": "0", "threshold": "1"}],
         REJECTS,
@@ -131,6 +149,7 @@ def write_project(root: Path, items: list[tuple[str, str, str]]) -> Path:
     metrics = root / "metrics"
     metrics.mkdir()
     evaluated = run.summarise(results, 50, 0) | {"kept": len(items), "rejected": {"no_prompt": 2}, "seconds": 3.5}
+    evaluated |= {"peak_mb": 512.5, "normaliser": "spoken", "testset": "corpus"}
     (metrics / "evaluate.json").write_text(json.dumps(evaluated), "utf-8")
     (metrics / "score.json").write_text(json.dumps(score.summarise(scores, 50, 0) | {"seconds": 1.5}), "utf-8")
     (metrics / "train.json").write_text('{"seconds": 90.0, "steps": 10}', "utf-8")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from vall_e.corpus.demo import Voice, speak
-from vall_e.evaluation.asr import Recogniser, RecogniserError, _Heard
+from vall_e.evaluation.asr import Recogniser
 from vall_e.evaluation.error_rates import corpus_rate, word_errors
+from vall_e.evaluation.hearing import Hypothesis
+from vall_e.evaluation.whisper import RecogniserError
 from vall_e.preparation import RecogniserConfig
 from vall_e.text.normalize import words_for_scoring
 
@@ -59,15 +61,15 @@ def test_bad_items_are_empty_and_cost_the_others_nothing(recogniser: Recogniser,
 def test_a_clip_that_breaks_the_decoder_costs_itself_only(
     recogniser: Recogniser, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, expected = recogniser._encode, recogniser.transcribe(clips[:3], PROMPT)
+    whole, expected = recogniser._encoder.encode, recogniser.transcribe(clips[:3], PROMPT)
     poison = len(clips[1][0]) * 16_000 // clips[1][1]
 
-    def encode(pieces, window):
-        if any(abs(len(piece.wav) - poison) < 3 for piece in pieces):
+    def encode(clips, window):
+        if any(abs(len(clip) - poison) < 3 for clip in clips):
             raise RuntimeError("broken")
-        return whole(pieces, window)
+        return whole(clips, window)
 
-    monkeypatch.setattr(recogniser, "_encode", encode)
+    monkeypatch.setattr(recogniser._encoder, "encode", encode)
     with pytest.warns(UserWarning, match="broken"):
         assert recogniser.transcribe(clips[:3], PROMPT) == [expected[0], "", expected[2]]
 
@@ -76,15 +78,57 @@ def test_the_text_is_words_and_its_length_is_capped(recogniser: Recogniser, clip
     assert not any(c.isdigit() for text in recogniser.transcribe(clips) for c in text)
     short = Recogniser(RecogniserConfig(max_new_tokens=2, pad_seconds=0.25))
     heard = short.transcribe(clips[:2], PROMPT)
-    assert all(1 <= len(short._tokenizer.encode(text)) <= 2 for text in heard), heard
+    assert all(1 <= len(short._tokenizer("en").encode(text)) <= 2 for text in heard), heard
 
 
 def test_a_loop_ranks_below_anything_finished() -> None:
-    loop, guess = _Heard("two, " * 20, -0.1, 0.0, True), _Heard("two, two", -1.5, 0.0, True)
-    cut = _Heard("two", -0.1, 0.0, False)
+    loop, guess = Hypothesis("two, " * 20, -0.1, 0.0, True), Hypothesis("two, two", -1.5, 0.0, True)
+    cut = Hypothesis("two", -0.1, 0.0, False)
     assert loop.runaway and cut.runaway and loop.doubtful and guess.doubtful and not guess.runaway
     assert max((loop, guess, cut), key=lambda heard: heard.rank) is guess
-    assert _Heard("you", -1.2, 0.9, True).spoken == "" and _Heard("you", -0.2, 0.9, True).spoken == "you"
+    assert Hypothesis("you", -1.2, 0.9, True).spoken == "" and Hypothesis("you", -0.2, 0.9, True).spoken == "you"
+
+
+def test_a_hearing_says_how_sure_it_is_and_when_words_were(recogniser: Recogniser, clips: list[Clip]) -> None:
+    wav, rate = clips[1]
+    silence = np.zeros(2 * rate, np.float32)
+    near, far = recogniser.hear([(wav, rate), (np.concatenate([silence, wav]), rate)], PROMPT, words=True)
+    for hearing, delay in ((near, 0.0), (far, 2.0)):
+        (piece,) = hearing.pieces
+        assert hearing.language == "en" and hearing.language_probability is None and hearing.error is None
+        assert -1 < piece.heard.log_prob < 0 <= piece.heard.no_speech < 0.5
+        assert words_for_scoring(" ".join(word.text for word in piece.words)) == words_for_scoring(piece.heard.text)
+        times = [time for word in piece.words for time in (word.start, word.end)]
+        # By attention the first word has the silence before it as well.
+        assert times == sorted(times) and times[1] >= delay
+        assert times[-1] <= delay + len(wav) / rate + 0.01
+    assert recogniser.hear([(wav, rate)], PROMPT)[0].pieces[0].words is None
+
+
+def test_a_language_is_detected_once_a_clip_where_it_is_not_given(
+    clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the detector: the bundled model knows English only."""
+    recogniser = Recogniser(RecogniserConfig(language="auto", pad_seconds=0.25))
+    assert recogniser.hear(clips[:1])[0].language_probability is None
+
+    class Detector:
+        calls = 0
+
+        def __getattr__(self, name):
+            return getattr(recogniser._model.__dict__["inner"], name)
+
+        def detect_language(self, encoded):
+            Detector.calls += 1
+            return [[("<|en|>", 0.75), ("<|de|>", 0.25)]]
+
+    monkeypatch.setitem(recogniser._model.__dict__, "inner", recogniser._model.model)
+    monkeypatch.setattr(recogniser._model, "model", Detector())
+    recogniser._multilingual = True
+    recogniser._tokenizers = {"en": recogniser._tokenizers["en"]}
+    found = recogniser.hear(clips[:2], languages=[None, "en"])
+    assert [(h.language, h.language_probability) for h in found] == [("en", 0.75), ("en", None)]
+    assert Detector.calls == 1 and all(h.text for h in found)
 
 
 @pytest.mark.parametrize(

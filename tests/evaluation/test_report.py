@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,8 +14,11 @@ import pytest
 
 from tests.evaluation.corpora import write_project
 from vall_e.config import Params, parse_params
-from vall_e.evaluation.report import build_report, join_items, length_groups, pick_examples, read_curves
-from vall_e.evaluation.summary import duration, format_summary
+from vall_e.corpus.schema import RESULTS, SCORES, read_rows, write_table
+from vall_e.evaluation import standalone
+from vall_e.evaluation.report import build_report, read_curves
+from vall_e.evaluation.summary import MEASURES, duration, format_summary
+from vall_e.evaluation.tables import join_items, length_groups, pick_examples
 
 HOSTILE = "<script>alert(1)</script>"
 QUOTED = '" onmouseover="alert(2)" x="'
@@ -85,26 +91,53 @@ def test_the_folder_is_self_contained(built: tuple[Path, dict, str]) -> None:
         assert "//" not in link and not link.startswith("/"), link
         assert (built[0] / "report" / link).is_file(), link
     assert {link[1:] for link in page.links if link.startswith("#")} <= page.ids
-    linked = {name for name in files if name.startswith(("audio/", "plots/"))}
+    linked = {name for name in files if name.startswith(("audio/", "plots/", "tables/"))}
     there = {
         p.relative_to(built[0] / "report").as_posix()
         for p in (built[0] / "report").rglob("*.*")
-        if p.parent.name in ("audio", "plots")
+        if p.parent.name in ("audio", "plots", "tables")
     }
     assert there == linked
+
+
+def _embedded(page: str) -> list[str]:
+    return [link for link in Page(page).links if not link.startswith("#")]
+
+
+def test_one_file_is_the_page_with_all_that_it_names(built: tuple[Path, dict, str]) -> None:
+    folder, page = built[0] / "report", built[2]
+    alone = (folder / "standalone.html").read_text("utf-8")
+    names, links = _embedded(page), _embedded(alone)
+    for name, link in zip(names, links, strict=True):
+        head, _, data = link.partition(";base64,")
+        assert head == f"data:{standalone.KINDS[Path(name).suffix]}"
+        assert base64.b64decode(data, validate=True) == (folder / unquote(name)).read_bytes()
+        alone = alone.replace(f'"{link}"', f'"{name}"', 1)
+    assert re.sub(r' download="[\w.]+"', "", alone) == page
+
+
+def test_sounds_that_would_make_a_file_too_long_are_left_out_aloud(
+    built: tuple[Path, dict, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (built[0] / "report/standalone.html").read_text("utf-8")
+    monkeypatch.setattr(standalone, "LIMIT", len(whole) - 1)
+    build_report(hostile_params(), built[0], tmp_path / "report", tmp_path / "summary.json")
+    page = Page((tmp_path / "report/standalone.html").read_text("utf-8"))
+    assert "audio" not in page.tags and page.tags.count("img") == Page(whole).tags.count("img") > 0
+    assert "The sounds are left out of this page" in "".join(page.data) and "left out" not in whole
+    assert all(link.startswith(("#", "data:image/", "data:text/")) for link in page.links)
+    assert (tmp_path / "report/index.html").read_text("utf-8").count("<audio") == whole.count("<audio") > 0
 
 
 def test_the_summary_has_its_keys_and_its_figures(built: tuple[Path, dict, str]) -> None:
     root, summary, _ = built
     assert json.loads((root / "metrics/summary.json").read_text("utf-8")) == summary
     assert set(summary) == {
-        "wer",
-        "cer",
-        "per",
-        "similarity",
-        "dnsmos",
+        *MEASURES,
         "speaker_top1",
         "real_time_factor",
+        "peak_mb",
+        "normaliser",
         "utterances",
         "seconds",
         "intervals",
@@ -156,7 +189,12 @@ def test_missing_stages_are_named(tmp_path: Path) -> None:
 
 def test_a_page_without_curves_dnsmos_matrix_or_prompt_text_is_still_a_page(tmp_path: Path) -> None:
     root = write_project(tmp_path, ITEMS[2:4])
-    for path in ("plots/train.csv", "data/score/matrix.json", "data/encode/codec.json", "data/ingest/manifest.parquet"):
+    for path in (
+        "plots/train.csv",
+        "data/score/matrix.json",
+        "data/encode/codec.json",
+        "data/quality/manifest.parquet",
+    ):
         (root / path).unlink()
     metrics = json.loads((root / "metrics/score.json").read_text())
     metrics["dnsmos"] = dict.fromkeys(metrics["dnsmos"])
@@ -188,6 +226,8 @@ def test_items_are_ordered_by_errors_then_similarity_and_grouped_by_length() -> 
                 "text": "x " * words,
                 "prompt_text": "",
                 "prompt": "",
+                "seen_text": False,
+                "reference": "x " * words,
                 "hypothesis": "",
                 "word_errors": errors,
                 "word_count": words,
@@ -196,13 +236,47 @@ def test_items_are_ordered_by_errors_then_similarity_and_grouped_by_length() -> 
         ]
 
     results = [r for i in range(24) for r in rows(f"{i:02d}", i % 3, 3 + i)]
-    scores = {(r["id"], "model"): {"similarity": int(r["id"]) / 100, "nearest": "a", "dnsmos": None} for r in results}
+    scores = {(r["id"], "model"): {"similarity": int(r["id"]) / 100, "nearest": "a"} for r in results}
     items = join_items(results, scores)
     keys = [(i["kinds"]["model"]["wer"], -i["kinds"]["model"]["similarity"]) for i in items]
     assert keys == sorted(keys)
     groups = length_groups(items, 20, 0)
     assert sum(g["count"] for g in groups) == 24 and len(groups) == 5
     assert groups[0]["label"].startswith("3-")
+
+
+def test_huge_tables_are_cut_on_the_page_and_whole_beside_it(tmp_path: Path) -> None:
+    many = [(f"speaker {i:03d}", f"=2+{i} <b>word</b>", "word") for i in range(130)]
+    root = write_project(tmp_path, many)
+    build_report(parse_params({"report": {"examples": 3}, "evaluate": {"bootstrap": 20}}), root, root / "report")
+    page = (root / "report/index.html").read_text("utf-8")
+    assert page.count('<td class="long">') == 100 and "100 of 130 utterances" in page and "of 130 speakers" in page
+    assert "<b>word" not in page
+    with (root / "report/tables/utterances.csv").open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    assert len(rows) == 390 and rows[0]["mcd"] == "6.5" and rows[0]["utmos"] == ""
+    # No spreadsheet computes what a text says.
+    assert all(row["text"].startswith("'=2+") for row in rows)
+    assert len((root / "report/tables/speakers.csv").read_text("utf-8").splitlines()) == 131
+
+
+def test_texts_that_nobody_recorded_make_a_page_of_the_model_alone(tmp_path: Path) -> None:
+    root = write_project(tmp_path, ITEMS[2:4])
+    for table, schema in (("data/evaluate/results", RESULTS), ("data/score/scores", SCORES)):
+        rows = [r for r in read_rows(root / f"{table}.parquet", schema) if r["kind"] == "model"]
+        write_table(rows, schema, root / f"{table}.parquet")
+    for stage in ("evaluate", "score"):
+        path = root / f"metrics/{stage}.json"
+        found = json.loads(path.read_text())
+        for value in found.values():
+            for kinds in (value, *value.values()) if isinstance(value, dict) else ():
+                if isinstance(kinds, dict) and "model" in kinds:
+                    kinds |= {"resynthesis": None, "recording": None}
+        path.write_text(json.dumps(found | ({"wer_over_codec": None} if stage == "evaluate" else {})))
+    summary = build_report(parse_params({"evaluate": {"testset": "lists/en <b>.lst"}}), root, root / "report")
+    page = (root / "report/index.html").read_text("utf-8")
+    assert summary["wer"]["recording"] is None and "nobody recorded the texts" in page
+    assert "lists/en &lt;b&gt;.lst" in page
 
 
 def test_curves_need_their_columns(tmp_path: Path) -> None:

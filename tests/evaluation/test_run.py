@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +14,16 @@ import pytest
 import torch
 
 from tests.evaluation.corpora import RATE, row, tone, write_recordings
+from tests.stages.test_pipeline_file import _closure
+from tests.test_architecture import ROOT
 from vall_e import audio
 from vall_e.config import parse_params
 from vall_e.corpus.schema import RESULTS, SCORES, read_rows
-from vall_e.evaluation.run import KINDS, evaluate, read_hypothesis, summarise
+from vall_e.corpus.work import WorkFolder, code_of
+from vall_e.evaluation.normalisers import read_hypothesis
+from vall_e.evaluation.run import CODE, evaluate, summarise
 from vall_e.evaluation.score import score, speaker_centroids, spread
+from vall_e.evaluation.speaking import KINDS
 from vall_e.preparation import EncodeConfig
 
 
@@ -77,6 +84,7 @@ CONFIG = parse_params(
             "bootstrap": 50,
         },
         "encode": {"trim_db": None},
+        "score": {"pitch_utterances": 1, "bootstrap": 50},
     }
 )
 
@@ -119,6 +127,50 @@ def test_a_text_that_cannot_be_spoken_costs_only_itself(corpus: list[dict], tmp_
     assert model["a0"]["word_errors"] == 0 and metrics["warnings"] == 4
 
 
+def test_a_killed_evaluation_goes_on_behind_its_last_batch(corpus: list[dict], tmp_path: Path) -> None:
+    texts = {r["id"]: r["text"] for r in corpus}
+
+    class Killed(Voice):
+        def speak_batch(self, requests: list, sampling: object) -> list[SimpleNamespace]:
+            if self.requests:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().speak_batch(requests, sampling)
+
+    def work() -> WorkFolder:
+        return WorkFolder("evaluate", "0123456789abcdef", tmp_path / "work")
+
+    child = os.fork()
+    if child == 0:
+        evaluate(CONFIG, Killed(), corpus, texts, tmp_path / "again", recogniser=Recogniser(), work=work())
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (tmp_path / "again").exists()
+
+    class Deaf(Recogniser):
+        def transcribe(self, clips: list, prompt: str | None = None, vad: bool = True) -> list[str]:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(CONFIG, Voice(), corpus, texts, tmp_path / "again", recogniser=Deaf(), work=work())
+    voice = Voice()
+    evaluate(CONFIG, voice, corpus, texts, tmp_path / "again", recogniser=Recogniser(), work=work())
+    assert voice.requests == []  # the first batch by the process that was killed, the second by the deaf one
+    evaluate(CONFIG, Voice(), corpus, texts, tmp_path / "once", recogniser=Recogniser())
+    files = {p.relative_to(tmp_path / "once") for p in (tmp_path / "once").rglob("*.*")}
+    assert files == {p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*.*")} and len(files) == 25
+    for file in files:
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "once" / file).read_bytes(), file
+    assert not (tmp_path / "work").exists()
+
+
+def test_unfinished_work_is_keyed_by_all_code_that_makes_it() -> None:
+    keyed = [path.relative_to(ROOT).as_posix() for path in code_of(*CODE)]
+    assert [file for file in keyed if not (ROOT / file).exists()] == []
+    made_by = ("evaluation/run", "evaluation/asr", "generation/synthesize")
+    code = set().union(*(_closure(ROOT / "vall_e" / f"{name}.py") for name in made_by))
+    assert [file for file in sorted(code) if not any(file == k or file.startswith(f"{k}/") for k in keyed)] == []
+
+
 def test_a_hypothesis_in_figures_is_read_the_nearer_way() -> None:
     assert read_hypothesis("739.", "en-us", ["seven", "three", "nine"]) == ["seven", "three", "nine"]
     assert read_hypothesis("12 books", "en-us", ["twelve", "books"]) == ["twelve", "books"]
@@ -135,6 +187,7 @@ def test_the_difference_to_the_codec_is_paired() -> None:
                     "kind": kind,
                     "speaker": "a",
                     "seen_speaker": True,
+                    "seen_text": i % 2 == 0,
                     "seconds": 1.0,
                     "compute_seconds": 0.5,
                     "warning": None,
@@ -145,6 +198,8 @@ def test_the_difference_to_the_codec_is_paired() -> None:
     assert found["wer_over_codec"] == {"value": 0.25, "low": 0.25, "high": 0.25}
     assert found["wer"]["model"]["low"] < found["wer"]["model"]["value"]
     assert "unseen_speakers" not in found
+    assert found["seen_texts"]["utterances"] == found["unseen_texts"]["utterances"] == 20
+    assert found["seen_texts"]["wer"]["model"]["value"] != found["unseen_texts"]["wer"]["model"]["value"]
 
 
 class Encoder:
@@ -165,12 +220,21 @@ class Mos:
 
 def test_scores_name_the_nearest_voice_and_leave_silence_unjudged(corpus: list[dict], tmp_path: Path) -> None:
     evaluate(CONFIG, Voice(), corpus, {r["id"]: r["text"] for r in corpus}, tmp_path / "e", recogniser=Recogniser())
-    metrics = score(CONFIG, tmp_path / "e", corpus, RATE, tmp_path / "s", encoder=Encoder(), mos=Mos())
+    metrics = score(CONFIG, tmp_path / "e", corpus, RATE, tmp_path / "s", encoder=Encoder(), judges={"dnsmos": Mos()})
     scores = {(r["id"], r["kind"]): r for r in read_rows(tmp_path / "s/scores.parquet", SCORES)}
     assert len(scores) == 18
     assert scores["b0", "recording"]["nearest"] == "b" and scores["b0", "recording"]["similarity"] > 0.99
     assert scores["a0", "model"]["similarity"] < 0.1
     assert scores["a2", "model"]["dnsmos"] is None and scores["a0", "model"]["dnsmos"] == 3.0
+    # The codec only halves the level; the model says something else at another pitch.
+    copy, model = scores["a0", "resynthesis"], scores["a0", "model"]
+    assert copy["similarity_recording"] > 0.99 and copy["similarity_resynthesis"] is None
+    assert model["similarity_recording"] < 0.1 and model["similarity_resynthesis"] < 0.1
+    assert copy["mcd"] < 0.05 < 2.0 < model["mcd"] and scores["a0", "recording"]["mcd"] is None
+    assert copy["duration_ratio"] == pytest.approx(1.0) and scores["a2", "model"]["mcd"] is None
+    tracked = {i for (i, _), row in scores.items() if row["voiced"] is not None}
+    assert len(tracked) == 1
+    assert metrics["unseen_speakers"]["similarity"]["recording"]["value"] > 0.99
     assert metrics["speaker_top1"]["recording"]["value"] == 1.0
     assert metrics["similarity_others"]["recording"]["value"] < 0.1
     matrix = json.loads((tmp_path / "s/matrix.json").read_text())
@@ -181,9 +245,12 @@ def test_scores_name_the_nearest_voice_and_leave_silence_unjudged(corpus: list[d
 def test_one_speaker_has_no_others_and_dnsmos_may_be_off(corpus: list[dict], tmp_path: Path) -> None:
     alone = [r for r in corpus if r["speaker"] == "a"]
     evaluate(CONFIG, Voice(), alone, {r["id"]: r["text"] for r in alone}, tmp_path / "e", recogniser=Recogniser())
-    config = parse_params({"score": {"dnsmos": False, "bootstrap": 20}, "encode": {"trim_db": None}})
+    config = parse_params(
+        {"score": {"dnsmos": False, "bootstrap": 20, "acoustics": False}, "encode": {"trim_db": None}}
+    )
     metrics = score(config, tmp_path / "e", alone, RATE, tmp_path / "s", encoder=Encoder())
-    assert metrics["similarity_others"] == metrics["dnsmos"] == dict.fromkeys(KINDS)
+    nothing = dict.fromkeys(KINDS)
+    assert metrics["similarity_others"] == metrics["dnsmos"] == metrics["utmos"] == metrics["mcd"] == nothing
     assert all(math.isnan(r["similarity_others"]) for r in read_rows(tmp_path / "s/scores.parquet", SCORES))
 
 

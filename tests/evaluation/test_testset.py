@@ -80,7 +80,7 @@ def test_utterances_come_from_test_prompts_are_held_out_and_say_something_else()
     assert set(Counter(p.speaker for p in plans).values()) == {4}
     texts = {r["id"]: r["text"] for r in rows}
     assert plan_items(params(utterances=99), rows, texts)[1] == {"text_in_training": 4}
-    by_speaker = params().model_copy(update={"ingest": params().ingest.model_copy(update={"split_by": "speaker"})})
+    by_speaker = params().model_copy(update={"split": params().split.model_copy(update={"by": "speaker"})})
     assert plan_items(by_speaker, rows, texts)[1] == {}
 
 
@@ -94,7 +94,7 @@ def test_joined_strings_are_held_out_and_share_no_clip_with_training_or_their_pr
     assert {len(p.recording) for p in plans} == {2, 3, 4}
     assert set(Counter(p.speaker for p in plans).values()) == {10}
     for p in plans:
-        assert held_out(p.text, config.ingest.seed, config.ingest.test_fraction)
+        assert held_out(p.text, config.split.seed, config.split.test_fraction)
         assert [by_id[i]["text"] for i in p.recording] == p.text.split()
         assert " ".join(by_id[i]["text"] for i in p.prompt) == p.prompt_text
         assert all(by_id[i]["split"] == "test" and by_id[i]["speaker"] == p.speaker for i in (*p.recording, *p.prompt))
@@ -137,9 +137,9 @@ def test_rejected_too_long_and_promptless_recordings_are_left_out_and_counted() 
 
 def test_nothing_to_test_on_names_the_parameter() -> None:
     only_train = [row("a", "a", "one", "train", 1.0)]
-    with pytest.raises(TestSetError, match="ingest.test_fraction"):
+    with pytest.raises(TestSetError, match="split.test_fraction"):
         plan(params(), only_train)
-    with pytest.raises(TestSetError, match="ingest.test_fraction"):
+    with pytest.raises(TestSetError, match="split.test_fraction"):
         plan(joined_params(), only_train)
     with pytest.raises(TestSetError, match="no_prompt: 1"):
         plan(params(), [row("a", "a", "one", "test", 1.0)])
@@ -148,7 +148,7 @@ def test_nothing_to_test_on_names_the_parameter() -> None:
 def test_few_strings_end_the_search() -> None:
     rows = [row(f"{w}{t}", "a", w, "test", 0.8) for w in ("yes", "no") for t in range(4)]
     config = parse_params(
-        {"train": {"join": {"min_clips": 2, "max_clips": 3}}, "ingest": {"test_fraction": 0.5, "val_fraction": 0.1}}
+        {"train": {"join": {"min_clips": 2, "max_clips": 3}}, "split": {"test_fraction": 0.5, "val_fraction": 0.1}}
     )
     plans, dropped = plan_items(config, rows, {r["id"]: r["text"] for r in rows})
     assert 0 < len({p.text for p in plans}) == len(plans) <= 12
@@ -159,15 +159,15 @@ def test_audio_is_levelled_joined_and_cut_with_its_text(tmp_path: Path) -> None:
     rows = write_recordings([row("a1", "a", "one", "test", 1.0), row("a2", "a", "two", "test", 6.0)], tmp_path)
     config = params(prompt_seconds=[0.5, 2.0])
     plans = {p.id: p for p in plan(config, rows)}
-    paths = {r["id"]: r["path"] for r in rows}
-    cut = load_item(plans["a1"], paths, EncodeConfig(), 24_000)
+    table = {r["id"]: r for r in rows}
+    cut = load_item(plans["a1"], table, EncodeConfig(), 24_000)
     assert cut.prompt_text is None and 1.2 * 24_000 < cut.prompt.size <= 2.0 * 24_000
     assert abs(cut.recording.size - 24_000) < 2400 and cut.recording.dtype == np.float32
-    whole = load_item(plans["a2"], paths, EncodeConfig(), 24_000)
+    whole = load_item(plans["a2"], table, EncodeConfig(), 24_000)
     assert whole.prompt_text == "one"
-    quiet = load_item(plans["a2"], paths, EncodeConfig(loudness_lufs=-40.0), 24_000)
+    quiet = load_item(plans["a2"], table, EncodeConfig(loudness_lufs=-40.0), 24_000)
     assert np.abs(quiet.recording).max() < 0.5 * np.abs(whole.recording).max()
-    np.testing.assert_array_equal(whole.recording, load_item(plans["a2"], paths, EncodeConfig(), 24_000).recording)
+    np.testing.assert_array_equal(whole.recording, load_item(plans["a2"], table, EncodeConfig(), 24_000).recording)
 
 
 def test_joining_keeps_every_clip_and_fills_gaps_with_faint_noise() -> None:

@@ -70,6 +70,12 @@ def test_a_voice_of_version_3_had_the_settings_of_all_passes_beside_each_other(v
     assert load_config(voice).sampling == SamplingConfig()
 
 
+def test_a_voice_of_version_4_told_how_many_processes_encode(voice: Path) -> None:
+    raw = json.loads((voice / "config.json").read_text())
+    rewrite(voice, raw | {"version": 4, "encode": raw["encode"] | {"workers": 3}})
+    assert load_config(voice).model_dump(mode="json") == raw
+
+
 def test_what_is_written_is_of_this_version(voice: Path) -> None:
     raw = json.loads((voice / "config.json").read_text())
     assert raw["version"] == VERSION and load_config(voice).model_dump(mode="json") == raw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 from torch import nn
 
 from tests.tiny import build, model_config, sample, train_config
-from vall_e.config import LayerSkipConfig, Params
+from vall_e.config import Params
 from vall_e.family import BACKBONES
 from vall_e.models.packing import Packed, pack
 from vall_e.models.vall_e import VallE
 from vall_e.nn.layerskip import drop_layers, dropout_rates, exit_weights
+from vall_e.regimen import LayerSkipConfig
 from vall_e.training.module import VallEModule
 
 SMALL = {"mamba": {"mamba": {"state": 4}}, "mamba2": {"mamba": {"state": 8, "head_dim": 16}}}
@@ -90,13 +92,13 @@ def test_layers_of_every_backbone_are_skipped_and_exits_stop_before_later_ones(b
     *_, before, last = model.states(packed)
     assert not torch.equal(last, before)
     hidden = model.backbone.norm(list(model.states(packed))[1])
-    model._predictions(hidden, packed, 0.0, None).mean().backward()
+    model._predictions(hidden, packed, 0.0, None).mean(hidden).backward()
     assert moved() == [True, True, False, False]
     drop_layers(blocks, 1.0)
     torch.manual_seed(0)
     *_, before, last = model.states(packed)
     assert torch.equal(last, before)
-    model._predictions(model.backbone.norm(last), packed, 0.0, None).mean().backward()
+    model._predictions(model.backbone.norm(last), packed, 0.0, None).mean(last).backward()
     first, *_, skipped = moved()
     assert first and not skipped
     model.eval()
@@ -118,16 +120,35 @@ def test_weights_of_exits_are_the_papers() -> None:
 
 
 def test_the_loss_is_the_weighted_sum_of_the_losses_of_exits() -> None:
-    model = build(layers=3)
-    packed, weights = _batch(model), [0.0, 0.25, 0.75]
-    with torch.no_grad():
-        states = list(model.states(packed))
-        parts = [model._predictions(model.backbone.norm(state), packed, 0.0, None).mean() for state in states]
-        got, figures = model.loss(packed, exit_weights=weights)
-        plain, want = model.loss(packed)
-    torch.testing.assert_close(got, 0.25 * parts[1] + 0.75 * parts[2])
-    torch.testing.assert_close(plain, parts[2])
+    model, shares = build("ar-depth", layers=3, alignment=False), {"level0": 0.5, "level1": 2.0}
+    packed, weights, factors = _batch(model), [0.0, 0.25, 0.75], [1.0, 0.5, 0.0][: model.layout.levels]
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    states, parts = list(model.states(packed)), {}
+    for layer in (2, 1):  # in the order of the loss, which is that of the sums in the gradients
+        hidden = model.backbone.norm(states[layer])
+        parts[layer] = model._predictions(hidden, packed, 0.1, factors, shares).mean(hidden)
+    got, figures = model.loss(packed, 0.1, 0.0, factors, weights, shares=shares)
+    plain, want = model.loss(packed, 0.1, 0.0, factors, shares=shares)
+    assert torch.equal(got, 0.75 * parts[2] + 0.25 * parts[1]) and torch.equal(plain, parts[2])
     assert figures.keys() == want.keys() and all(torch.equal(figures[key], want[key]) for key in want)
+    mine, theirs = gradients(got), gradients(0.75 * parts[2] + 0.25 * parts[1])
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_early_exits_make_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which symbol is the likeliest is asked for the accuracies of the last layer alone."""
+    model, asked, argmax = build(layers=4), [], torch.Tensor.argmax
+    monkeypatch.setattr(torch.Tensor, "argmax", lambda *words, **more: asked.append(1) or argmax(*words, **more))
+    packed = _batch(model)
+    model.loss(packed)
+    plain = len(asked)
+    model.loss(packed, exit_weights=[0.25] * 4)
+    assert len(asked) == 2 * plain > 0
 
 
 def test_training_teaches_the_early_exit_what_plain_training_does_not() -> None:
@@ -136,7 +157,8 @@ def test_training_teaches_the_early_exit_what_plain_training_does_not() -> None:
         train = train_config(layerskip=layerskip, optimizer="adamw", lr=5e-3, label_smoothing=0.0)
         module, packed = VallEModule(model, train), _batch(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-        module.log_dict = lambda *_, **__: None
+        module.log_dict = module.log = lambda *_, **__: None
+        module.trainer = SimpleNamespace(global_rank=0, world_size=1)
         for step in range(60):
             type(module).global_step = step
             loss = module.training_step(packed, step)
@@ -146,7 +168,7 @@ def test_training_teaches_the_early_exit_what_plain_training_does_not() -> None:
         model.eval()
         with torch.no_grad():
             hidden = [model.backbone.norm(state) for state in model.states(packed)]
-            return tuple(float(model._predictions(hidden[at], packed, 0.0, None).mean()) for at in (1, 3))
+            return tuple(float(model._predictions(hidden[at], packed, 0.0, None).mean(hidden[at])) for at in (1, 3))
 
     step = VallEModule.global_step
     try:

@@ -33,7 +33,7 @@ def test_it_overfits_one_batch_with_all_its_parameters(kind: str, changes: dict)
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()] == []
     loss, figures = overfit(model, made, 100)
     assert loss < 0.05
-    assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
+    assert all(figures[f"accuracy.level{level}"] == 1 for level in range(LEVELS))
 
 
 @pytest.mark.parametrize(("kind", "changes"), MODELS)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.codecs import small
 from tests.tiny import PHONES, model_config
-from vall_e.corpus.similar import nearest
+from vall_e.corpus.nearest import Barred, nearest
 from vall_e.decoding import SamplingConfig
 from vall_e.models.checkpoint import VoiceConfig, save_model
 from vall_e.models.similarity import code_tables, utterance_vectors
@@ -44,9 +44,8 @@ def cosines(features: Tensor) -> np.ndarray:
     twice = np.concatenate([features.numpy()] * 2)
     found = np.zeros((len(features), len(features)))
     texts = [*"a" * len(features), *"b" * len(features)]  # neighbours are of another text: here, the copies
-    for row, pairs in zip(found, nearest(twice, texts, len(features)), strict=False):
-        for index, score in pairs:
-            row[index - len(features)] = score
+    for row, near, scores in zip(found, *nearest(twice, Barred.of(texts), len(features)), strict=False):
+        row[near - len(features)] = scores
     return found
 
 

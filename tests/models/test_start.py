@@ -15,13 +15,14 @@ from tests.tiny import build
 from tests.training.test_run import make_project, params, run
 from vall_e.backbones import huggingface
 from vall_e.config import Params, TrainConfig
+from vall_e.corpus.schema import CODES, read_rows, write_table
 from vall_e.family import LoraConfig, ModelConfig
-from vall_e.models.checkpoint import load_config
+from vall_e.models.checkpoint import load_config, load_model
 from vall_e.models.convert import convert
 from vall_e.models.start import start_backbone
 from vall_e.nn.convert import pool_heads
 from vall_e.nn.weights import WeightsError
-from vall_e.text.tokenizer import Tokenizer
+from vall_e.text.tokenizer import EOS, Tokenizer
 
 STILL = {"lr": 1e-12, "muon_lr": 1e-12, "weight_decay": 0.0, "threads": 0}
 
@@ -70,6 +71,88 @@ def test_a_voice_of_other_shapes_phones_or_codec_is_refused(project: Path, tmp_p
         run(project, params(1, init_from=str(other)))
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         run(project, params(1, init_from="nowhere"))
+
+
+def _corpus_with(root: Path, to: Path, phone: str) -> Path:
+    """The project again, its tokenizer extended by ``phone``, which some utterances now have."""
+    shutil.copytree(root, to, ignore=shutil.ignore_patterns(".work"))
+    known = Tokenizer.load(to / "data/phonemize/tokenizer.json")
+    known.extend([phone]).save(to / "data/phonemize/tokenizer.json")
+    shard = to / "data/encode/shard-00000.parquet"
+    rows = read_rows(shard, CODES)
+    for row in rows[::3]:
+        row["phones"] = [phone]
+    write_table(rows, CODES, shard)
+    return to
+
+
+@pytest.mark.parametrize("tasks", [("tts",), ("tts", "stt", "un-phn")])
+def test_a_language_is_added_to_a_voice(project: Path, tmp_path: Path, tasks: tuple[str, ...]) -> None:
+    """Phones behind the known ids; all that was known stays, what is new begins as the mean of it."""
+    root = _corpus_with(project, tmp_path / "new", "ø")
+    first = project / "first"
+    if len(tasks) > 1:
+        run(project, changed(params(1), tasks=tasks))
+        first = shutil.move(project / "models/voice", project / "written")
+    run(root, changed(params(1, init_from=str(first), **STILL), tasks=tasks))
+    old, new = (load_file(folder / "model.safetensors") for folder in (first, root / "models/voice"))
+    known = len(Tokenizer.load(first / "tokenizer.json"))
+    tables = ["embeddings.symbol.weight"] + (["symbol_heads.phones.weight"] if len(tasks) > 1 else [])
+    for name in old:
+        if name in tables:
+            was, now = old[name], new[name]
+            assert len(now) == len(was) + 1
+            torch.testing.assert_close(now[:known], was[:known], atol=1e-6, rtol=0)
+            torch.testing.assert_close(now[known], was[EOS + 1 : known].mean(0), atol=1e-6, rtol=0)
+            torch.testing.assert_close(now[known + 1 :], was[known:], atol=1e-6, rtol=0)
+        else:
+            torch.testing.assert_close(new[name], old[name], atol=1e-6, rtol=0)
+    assert load_config(root / "models/voice").phones == known + 1
+
+
+def test_new_phones_are_learned_and_a_frozen_table_of_them_is_refused(project: Path, tmp_path: Path) -> None:
+    root = _corpus_with(project, tmp_path / "new", "ø")
+    settings = params(2, init_from=str(project / "first"))
+    with pytest.raises(ValueError, match=r"1 phones .* add embeddings\.symbol to train\.thaw"):
+        run(root, changed(settings, lora={"rank": 2}))
+    table = {"train": settings.train.model_dump() | {"thaw": ("embeddings.symbol",)}}
+    run(root, changed(Params.model_validate(settings.model_dump() | table), lora={"rank": 2}))
+    end = load_file(root / "models/voice/model.safetensors")["embeddings.symbol.weight"]
+    start = load_file(project / "first/model.safetensors")["embeddings.symbol.weight"]
+    known = len(Tokenizer.load(project / "first/tokenizer.json"))
+    assert not torch.allclose(end[known], start[EOS + 1 : known].mean(0), atol=1e-6)
+
+
+def test_language_tokens_are_added_behind_those_that_are_known(project: Path) -> None:
+    run(project, changed(params(1), languages=("en-us",)))
+    first = shutil.move(project / "models/voice", project / "one")
+    run(project, changed(params(1, init_from="one", **STILL), languages=("en-us", "de")))
+    old, new = (load_file(Path(f) / "model.safetensors") for f in (first, project / "models/voice"))
+    old, new = old["embeddings.header.1.weight"], new["embeddings.header.1.weight"]
+    torch.testing.assert_close(new, torch.cat((old, old[1:2])), atol=1e-6, rtol=0)
+    with pytest.raises(WeightsError, match=r"must begin with them"):
+        run(project, changed(params(1, init_from="one"), languages=("de", "en-us")))
+
+
+def test_adapters_of_the_voice_before_are_folded_into_its_weights(project: Path) -> None:
+    run(project, changed(params(2, init_from="first"), lora={"rank": 2}))
+    shutil.move(project / "models/voice", project / "adapted")
+    run(project, params(1, init_from="adapted", **STILL))
+    voice, _ = load_model(project / "adapted")
+    voice.merge_adapters()
+    want, got = voice.state_dict(), load_file(project / "models/voice/model.safetensors")
+    assert set(want) == set(got)
+    assert all(torch.allclose(want[name], got[name], atol=1e-6) for name in want)
+    assert load_config(project / "models/voice").model.lora is None
+
+
+def test_from_many_heads_to_few_and_on(project: Path) -> None:
+    """The chain of docs/training.md: train, convert to fewer key/value heads, go on from there."""
+    figures = run(project, changed(params(4, init_from="second"), kv_heads=1))
+    assert figures["train.loss"] > 0 and load_config(project / "models/voice").lineage["voice_from"] == "second"
+    start, end = (load_file(project / name / "model.safetensors") for name in ("second", "models/voice"))
+    name = "backbone.blocks.0.attention.k.weight"
+    assert start[name].shape == end[name].shape and not torch.equal(start[name], end[name])
 
 
 def test_the_backbone_starts_from_a_text_model(project: Path) -> None:

@@ -66,7 +66,7 @@ def test_every_kind_overfits_one_batch(kind: str) -> None:
     _, figures = overfit(model, rows(model.config))
     levels = {"ar": {0}, "nar": {1, 2}}.get(kind, {0, 1, 2})
     assert {k: float(v) for k, v in figures.items() if "accuracy" in k} == {
-        f"accuracy.{level}": 1.0 for level in levels
+        f"accuracy.{name}": 1.0 for name in ("tts", *(f"level{level}" for level in levels))
     }
 
 
@@ -78,7 +78,7 @@ def test_every_option_overfits_one_batch(options: dict) -> None:
     model = build("ar+nar-len", **options)
     samples = [replace(s, language=i % (1 + len(model.config.languages))) for i, s in enumerate(rows(model.config))]
     _, figures = overfit(model, samples)
-    assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
+    assert all(figures[f"accuracy.level{level}"] == 1 for level in range(LEVELS))
 
 
 @pytest.mark.parametrize("kind", ["v2-ar", "v2-nar"])
@@ -93,7 +93,7 @@ def test_rows_that_ask_for_one_level_overfit_and_teach_no_other(kind: str) -> No
     assert all(head.weight.grad is None or not head.weight.grad.any() for head in model.heads.heads[1:])
     model.zero_grad()
     _, figures = overfit(model, samples)
-    assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
+    assert all(figures[f"accuracy.level{level}"] == 1 for level in range(LEVELS))
 
 
 @pytest.mark.parametrize("options", [{"codebook_mixing": "attention"}, {"code_heads": "one"}])
@@ -101,7 +101,7 @@ def test_rows_that_ask_for_one_level_overfit_and_teach_no_other(kind: str) -> No
 def test_every_codebook_coder_overfits_one_batch(kind: str, options: dict) -> None:
     model = build(kind, **options)
     _, figures = overfit(model, rows(model.config))
-    assert all(figures[f"accuracy.{level}"] == 1 for level in range(LEVELS))
+    assert all(figures[f"accuracy.level{level}"] == 1 for level in range(LEVELS))
 
 
 def test_every_task_has_a_head_as_wide_as_its_vocabulary_and_overfits() -> None:
@@ -114,7 +114,7 @@ def test_every_task_has_a_head_as_wide_as_its_vocabulary_and_overfits() -> None:
     samples = [of_task(task, seed) for seed, task in enumerate(tasks)]
     _, figures = overfit(model, samples, 300)
     assert {name: float(v) for name, v in figures.items() if "accuracy" in name}.items() >= {
-        "accuracy.phones": 1.0, "accuracy.chars": 1.0, "accuracy.digits": 1.0, "accuracy.0": 1.0
+        "accuracy.phones": 1.0, "accuracy.chars": 1.0, "accuracy.digits": 1.0, "accuracy.level0": 1.0
     }.items()  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_the_last_states_are_normalised_once_and_serve_codes_and_duration() -> N
     packed = pack(rows(model.config), model.layout)
     with torch.no_grad():
         hidden = model.hidden(packed)
-        codes = model._predictions(hidden, packed, 0.0, None).mean()
+        codes = model._predictions(hidden, packed, 0.0, None).mean(hidden)
         duration = losses.of_duration(model.duration, hidden, packed)
         model.backbone.norm.register_forward_hook(lambda *_: calls.append(1))
         loss, figures = model.loss(packed)
@@ -146,12 +146,29 @@ def test_the_last_states_are_normalised_once_and_serve_codes_and_duration() -> N
     assert codes > 0 and duration > 0
 
 
+def test_figures_of_a_task_are_those_of_its_rows_alone() -> None:
+    """Weighed by how much each level predicts, in a batch with others' rows as in one of its own."""
+    model = build("ar+nar", tasks=("tts", "stt", "vc"))
+    samples = {task: [of_task(task, seed, response=5 + seed) for seed in range(3)] for task in model.config.tasks}
+    _, mixed = model.loss(pack([s for part in samples.values() for s in part], model.layout), 0.1)
+    for task, part in samples.items():
+        packed = pack(part, model.layout)
+        _, alone = model.loss(packed, 0.1)
+        for figure in ("loss", "accuracy"):
+            torch.testing.assert_close(mixed[f"{figure}.{task}"], alone[f"{figure}.{task}"])
+        counts = {f"level{level}": (packed.target[:, level] != IGNORE).sum() for level in range(LEVELS)}
+        counts = {name: count for name, count in counts.items() if count} or {"phones": 1}
+        want = sum(alone[f"loss.{name}"] * count for name, count in counts.items()) / sum(counts.values())
+        torch.testing.assert_close(alone[f"loss.{task}"], want)
+        assert {name for name in alone if name.startswith("loss")} == {f"loss.{name}" for name in (*counts, task)}
+
+
 def test_level_factors_weigh_the_levels() -> None:
     model = build()
     packed = pack(rows(model.config), model.layout)
     _, figures = model.loss(packed)
     for factors in ((1.0, 1.0, 1.0), (4.0, 2.0, 1.0)):
-        want = sum(f * figures[f"loss.{i}"] for i, f in enumerate(factors)) / sum(factors)
+        want = sum(f * figures[f"loss.level{i}"] for i, f in enumerate(factors)) / sum(factors)
         torch.testing.assert_close(model.loss(packed, level_factors=factors)[0], want)
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from vall_e.family import RopeConfig
-from vall_e.nn.attention import Attention, attend
+from vall_e.nn.attention import Attention, attend, attention_weights
 from vall_e.nn.cache import KVCache
 from vall_e.nn.rope import rotary, rotate
 
@@ -50,6 +50,18 @@ def test_written_out_attention_equals_torchs_with_gradients() -> None:
         want.square().sum().backward()
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_weights_are_what_torch_gives_values_that_are_unit_vectors(length: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, n, t, 8, generator=generator) for n, t in ((4, length), (2, 7)))
+    units, repeated = torch.eye(7).expand(2, 4, 7, 7), k.repeat_interleave(2, dim=1)
+    mask = torch.arange(7) <= torch.tensor([6, 4])[:, None, None, None] - length + 1 + torch.arange(length)[:, None]
+    for seen in (mask, mask[:1]):
+        want = F.scaled_dot_product_attention(q, repeated, units, attn_mask=seen)
+        torch.testing.assert_close(attention_weights(q, k, seen), want)
+    torch.testing.assert_close(attention_weights(q, k, None), attention_weights(q, k, mask[:1]))
 
 
 def test_ragged_cache_steps_equal_the_whole_sequence() -> None:

@@ -17,7 +17,7 @@ from vall_e.models.checkpoint import VoiceError, load_adapters, save_adapters
 from vall_e.models.packing import Packed, pack
 from vall_e.models.vall_e import VallE
 from vall_e.nn.lora import Adapter, adapter_state, adapters, load_adapter_state
-from vall_e.training.module import build_optimizer
+from vall_e.training.optimizers import build_optimizer
 
 FORMS = ("layer", "parametrisation")
 

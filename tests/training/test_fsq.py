@@ -93,7 +93,7 @@ def test_a_codec_without_tables_leaves_the_models_as_they_are(
 ) -> None:
     """And one with tables of scalars starts them: neighbouring values start alike."""
     started: list[torch.Tensor] = []
-    monkeypatch.setattr("vall_e.training.run._fit", lambda _, model, *__: started.append(table(model)) or 1 / 0)
+    monkeypatch.setattr("vall_e.training.run.fit", lambda _, model, *__: started.append(table(model)) or 1 / 0)
 
     def table(model: torch.nn.Module) -> torch.Tensor:
         return model.embeddings.code[1].weight.detach()[1 : Fsq.codes + 1].clone()

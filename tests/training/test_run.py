@@ -17,15 +17,16 @@ from safetensors.torch import load_file
 
 from tests.tiny import CODES, LEVELS, model_config
 from vall_e.codecs.mel import MelCodec
-from vall_e.config import JoinConfig, Params, TrainConfig
+from vall_e.config import Params, TrainConfig
 from vall_e.corpus.encode import codec_facts
 from vall_e.corpus.schema import CODES as CODES_SCHEMA
 from vall_e.corpus.schema import SIMILAR, write_table
 from vall_e.generation.speech import Request, SpeechError
 from vall_e.generation.synthesize import Voice
 from vall_e.preparation import EncodeConfig, MelCodecConfig
+from vall_e.regimen import JoinConfig
 from vall_e.text.tokenizer import Tokenizer, UnknownPhoneError
-from vall_e.training.module import rate_factor
+from vall_e.training.optimizers import rate_factor
 from vall_e.training.plan import describe
 from vall_e.training.run import train
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
 from vall_e.family import Capabilities, ModelConfig
-from vall_e.nn.attention import use_attention
+from vall_e.nn.attention import Watch, use_attention
 from vall_e.nn.bitlinear import use_linear
 from vall_e.nn.cache import Cache
 from vall_e.nn.masks import Mask
@@ -95,6 +96,19 @@ class Backbone(nn.Module, ABC):
             real: bool [B, T], positions of that forward that are no padding.
         """
         return {}
+
+    @contextmanager
+    def watched(self) -> Iterator[Watch | None]:
+        """Inside, the last layer that attends tells what it attends to in each forward; None where none does."""
+        layers = [layer for layer in self.blocks.modules() if hasattr(type(layer), "watch")]
+        if not layers:
+            yield None
+            return
+        layers[-1].watch = watch = Watch()
+        try:
+            yield watch
+        finally:
+            del layers[-1].watch
 
     def initialise(self, outputs: tuple[str, ...]) -> None:
         """Normal weights of fan-in scale; matrices whose names end as in ``outputs`` (the last of a residual branch)

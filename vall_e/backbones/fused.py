@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vall_e.backbones.llama import Block
-from vall_e.nn.attention import Attention, attend_grouped
+from vall_e.nn.attention import Attention, Watch, attend_grouped
 from vall_e.nn.cache import KVCache
 from vall_e.nn.feedforward import SwiGLU
 from vall_e.nn.rope import turn
@@ -74,7 +74,9 @@ class FusedLinear(nn.Module):
 
 
 class FusedBlock(nn.Module):
-    """What ``Block`` with ``Attention`` computes in evaluation mode."""
+    """What ``Block`` with ``Attention`` computes in evaluation mode; ``watch`` as of ``Attention``."""
+
+    watch: Watch | None = None
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -103,12 +105,12 @@ class FusedBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        angles: tuple[Tensor, Tensor] | None,
+        angles: tuple[Tensor, Tensor] | Tensor | None,
         mask: Tensor | None,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """As of ``Attention``, with ``angles`` for ``turn``: [B, T, D] → [B, T, D]."""
+        """As of ``Attention``, with ``angles`` for ``turn``, or the matrices of ``turns``: [B, T, D] → [B, T, D]."""
         attention_norm, qkv, o, feedforward_norm, gate_up, down = self._parts()
         batch, length, width = x.shape
         x = x.reshape(-1, width)
@@ -118,13 +120,17 @@ class FusedBlock(nn.Module):
             out = out.view(batch, -1, 1, dim)
         else:
             out = out.view(batch, length, -1, dim).transpose(1, 2)
-        qk, v = out[:, :turned], out[:, turned:]
-        if angles is not None:
+        qk, v = out.split_with_sizes((turned, self.kv_heads), dim=1)
+        if isinstance(angles, Tensor):
+            qk = torch.bmm(qk.squeeze(2), angles).unsqueeze(2)
+        elif angles is not None:
             qk = turn(qk, *angles)
-        q, k = qk[:, :heads], qk[:, heads:]
+        q, k = qk.split_with_sizes((heads, self.kv_heads), dim=1)
         backend = self.backend if cache is None or cache.empty else "auto"
         if cache is not None:
             k, v = cache.write(layer, k, v)
+        if self.watch is not None:
+            self.watch.see(q, k, mask)
         out = attend_grouped(q, k, v, mask, backend)
         out = out if length == 1 else out.transpose(1, 2)
         x = o(out.reshape(-1, heads * dim), x)

@@ -19,7 +19,7 @@ from vall_e.nn.attention import Attention
 from vall_e.nn.cache import Cache, KVCache
 from vall_e.nn.feedforward import SwiGLU
 from vall_e.nn.masks import Mask, visible
-from vall_e.nn.rope import rotary, signed
+from vall_e.nn.rope import rotary, signed, turns
 
 
 class Block(nn.Module):
@@ -72,8 +72,10 @@ class Llama(Backbone):
         """Inputs [B, T, D] with what tells their ``positions``, where attention does not."""
         return x
 
-    def angles(self, positions: Tensor, cache: Cache | None, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """``rotary`` of ``positions`` int64 [B, T]; for fused blocks, ``signed`` and of their dtype."""
+    def angles(
+        self, positions: Tensor, cache: Cache | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor] | Tensor | None:
+        """``rotary`` of ``positions`` int64 [B, T]; for fused blocks, ``signed`` and of their dtype, or ``turns``."""
         rope, dim = self.config.rope, self.config.dim // self.config.heads
         if rope.scaling == "dynamic":
             found = rotary(positions, dim, rope, None if cache is None else cache.reach(positions))
@@ -83,15 +85,14 @@ class Llama(Backbone):
             return self._looked_up(positions, max(cache.known) + positions.shape[1], dtype)
         return tuple(a.to(dtype) for a in signed(found)) if self.fused else found
 
-    def _looked_up(self, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _looked_up(self, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | Tensor:
         """Angles from a table [P, 2 d] of the positions below a power of two, made once."""
         if self._table is None or len(self._table) < longest or self._table.dtype != dtype:
             every = torch.arange(max(256, 1 << longest.bit_length()), device=positions.device)[None]
             angles = signed(rotary(every, self.config.dim // self.config.heads, self.config.rope))
             self._table = torch.cat(angles, dim=-1)[0, 0].to(dtype)
-        found = F.embedding(positions, self._table).unsqueeze(1)
-        half = found.shape[-1] // 2
-        return found[..., :half], found[..., half:]
+        found = F.embedding(positions, self._table).unsqueeze(1).chunk(2, dim=-1)
+        return turns(found) if positions.shape[1] == 1 and not self.compiled else found
 
     def fuse(self) -> None:
         """Make the blocks faster for inference, in place, where they are plain (``vall_e.backbones.fused``)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,28 +19,31 @@ _FLOOR = 3e-4  # noise in the gaps: digital silence is a sound that no recording
 class Item:
     """A test item: the text to speak, and two waveforms float32 [N] of the speaker at ``sample_rate`` Hz.
 
-    ``prompt_text`` is None where the prompt was cut, for its words are then not known.
+    ``prompt_text`` is None where the prompt was cut, for its words are then not known, and where nobody wrote them;
+    ``recording`` where nobody said the text.
     """
 
     id: str
     text: str
+    written: str
     language: str
     speaker: str
     seen_speaker: bool
+    seen_text: bool
     prompt: np.ndarray
     prompt_text: str | None
-    recording: np.ndarray
+    recording: np.ndarray | None
     sample_rate: int
     seed: int
 
 
-def load_item(plan: Plan, paths: Mapping[str, str], config: EncodeConfig, sample_rate: int) -> Item:
+def load_item(plan: Plan, rows: Mapping[str, Mapping[str, Any]], config: EncodeConfig, sample_rate: int) -> Item:
     """Read, prepare as the encode stage does, and join the audio of a plan.
 
     Args:
         plan: from ``plan_items``.
-        paths: manifest id → recording.
-        config: loudness and trimming.
+        rows: manifest id → its row; path, start and end are read.
+        config: loudness.
         sample_rate: Hz, the codec's.
 
     Raises:
@@ -48,23 +52,25 @@ def load_item(plan: Plan, paths: Mapping[str, str], config: EncodeConfig, sample
     rng = np.random.default_rng(plan.seed)
 
     def joined(ids: Sequence[str]) -> np.ndarray:
-        clips = [load_prepared(paths[i], sample_rate, config) for i in ids]
+        clips = [load_prepared(rows[i]["path"], sample_rate, config, rows[i]["start"], rows[i]["end"]) for i in ids]
         return join_clips(clips, sample_rate, plan.gap_seconds, rng)
 
-    recording, prompt = joined(plan.recording), joined(plan.prompt)
-    longest = int(plan.prompt_max_seconds * sample_rate)
+    recording = joined(plan.recording) if plan.recording else None
+    prompt = joined(plan.prompt)
     # Random gaps may carry a join a little over the limit; that is no reason to lose its words.
-    cut = prompt.size > longest * 1.1
+    cut = plan.prompt_max_seconds is not None and prompt.size > int(plan.prompt_max_seconds * sample_rate) * 1.1
     if cut:
-        prompt = cut_at_pause(prompt, sample_rate, longest)
+        prompt = cut_at_pause(prompt, sample_rate, int(plan.prompt_max_seconds * sample_rate))
     return Item(
         plan.id,
         plan.text,
+        plan.written,
         plan.language,
         plan.speaker,
         plan.seen_speaker,
+        plan.seen_text,
         prompt,
-        None if cut else plan.prompt_text,
+        None if cut else plan.prompt_text or None,
         recording,
         sample_rate,
         plan.seed,

@@ -45,7 +45,7 @@ SMALL_MATRIX = 10  # speakers that fit half the page's width
 Interval = Mapping[str, float]
 
 
-def _draw(path: Path, size: tuple[float, float], paint: Any, grid: tuple[int, int] = (1, 1)) -> list[str]:
+def draw(path: Path, size: tuple[float, float], paint: Any, grid: tuple[int, int] = (1, 1)) -> list[str]:
     """Calls ``paint(axes, theme)`` for both themes and writes ``NAME-light.svg`` and ``NAME-dark.svg``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
@@ -146,7 +146,7 @@ def headline(metrics: Mapping[str, Mapping[str, Interval | None]], path: Path) -
         axes[0].get_gridspec().set_width_ratios([2.3, 1, 1][: len(axes)])
         paint(axes, theme)
 
-    return _draw(path, (10.4, 3.7), sized, (1, 3 if quality else 2))
+    return draw(path, (10.4, 3.7), sized, (1, 3 if quality else 2))
 
 
 def by_length(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
@@ -185,7 +185,7 @@ def by_length(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
         axis.margins(x=0.08)
         axis.legend(fontsize=9.5)
 
-    return _draw(path, (5.2, 3.7), paint)
+    return draw(path, (5.2, 3.7), paint)
 
 
 def heatmap(matrix: Mapping[str, Any], path: Path) -> list[str]:
@@ -233,7 +233,7 @@ def heatmap(matrix: Mapping[str, Any], path: Path) -> list[str]:
         axis.set_title("Similarity of the model's speech to every voice")
 
     height = 1.9 + 0.36 * len(rows)
-    return _draw(path, (5.2 if len(columns) <= SMALL_MATRIX else 10.4, height), paint)
+    return draw(path, (5.2 if len(columns) <= SMALL_MATRIX else 10.4, height), paint)
 
 
 def training(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path) -> list[str]:
@@ -260,7 +260,7 @@ def training(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], 
             axis.set_xlabel("step")
             axis.legend(fontsize=9)
 
-    return _draw(path, (10.4, 2.8 * lines), paint, (lines, columns))
+    return draw(path, (10.4, 2.8 * lines), paint, (lines, columns))
 
 
 def _short(name: str) -> str:

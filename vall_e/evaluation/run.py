@@ -2,14 +2,17 @@
 
 Every test item becomes three waves that are judged alike: what the model says (``model``), the recording through the
 codec and back (``resynthesis``, the best this codec could allow), and the ``recording`` itself (the best this
-recogniser can do). A figure of the model means something only beside the other two.
+recogniser can do). A figure of the model means something only beside the other two. Where a list brings texts without
+recordings there is the model alone.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,16 +21,41 @@ from tqdm import tqdm
 from vall_e import audio
 from vall_e.config import Params
 from vall_e.corpus.schema import RESULTS, write_table
-from vall_e.decoding import SamplingConfig
+from vall_e.corpus.work import WorkFolder, write_text
 from vall_e.evaluation.error_rates import Errors, char_errors, phone_errors, word_errors
 from vall_e.evaluation.intervals import bootstrap_ratio
-from vall_e.evaluation.items import Item, load_item
-from vall_e.evaluation.testset import Plan, plan_items
-from vall_e.text.normalize import normalize, words_for_scoring
+from vall_e.evaluation.lists import plan_list
+from vall_e.evaluation.normalisers import Normaliser
+from vall_e.evaluation.speaking import KINDS, make_waves
+from vall_e.evaluation.testset import plan_items
+from vall_e.text.normalize import normalize
 from vall_e.text.phonemes import phonemize
 
-KINDS = ("model", "resynthesis", "recording")
 RATES = {"wer": "word", "cer": "char", "per": "phone"}
+# What a model may have met in training, apart: name → column and its value.
+GROUPS = {
+    "seen_speakers": ("seen_speaker", True),
+    "unseen_speakers": ("seen_speaker", False),
+    "seen_texts": ("seen_text", True),
+    "unseen_texts": ("seen_text", False),
+}
+# What unfinished work is made by, below the package.
+CODE = (
+    "audio.py",
+    "backbones",
+    "codecs",
+    "corpus/schema.py",
+    "corpus/splits.py",
+    "decoders.py",
+    "evaluation",
+    "generation",
+    "memory.py",
+    "models",
+    "nn",
+    "sampling",
+    "tasks.py",
+    "text",
+)
 _RECOGNISE = 32  # waves held in memory at a time
 
 
@@ -48,152 +76,99 @@ def evaluate(
     *,
     progress: bool = False,
     recogniser: Listener | None = None,
+    work: WorkFolder | None = None,
 ) -> dict[str, Any]:
     """Synthesise, resynthesise, recognise, count.
 
     Args:
-        config: all parameters; sections evaluate, sampling, encode, ingest and train.join are read.
+        config: all parameters; sections evaluate, sampling, encode, split, phonemize and train.join are read.
         voice: a ``generation.synthesize.Voice``.
         rows: the manifest's rows.
         texts: manifest id → transcript, of the utterances that no stage rejected.
         out_dir: gets ``results.parquet`` (schema RESULTS) and ``{model,resynthesis,recording,prompt}/ID.wav``.
         progress: show bars on stderr.
         recogniser: by default the one that ``evaluate.recogniser`` names.
+        work: keeps finished batches of waves and of what was heard, for the next run should this one be killed.
 
     Returns:
         ``wer``, ``cer``, ``per`` {kind: {value, low, high}}; ``wer_over_codec`` (model minus resynthesis, paired);
-        ``seen_speakers`` and ``unseen_speakers`` with their own ``wer``; ``real_time_factor``; counts.
+        for each of ``GROUPS`` that there is its own ``wer``; ``real_time_factor``; ``peak_mb``; ``normaliser``; counts.
 
     Raises:
-        TestSetError: the corpus leaves nothing to test on.
+        TestSetError: the corpus leaves nothing to test on, or ``evaluate.testset`` is broken.
+        NormaliserError: ``evaluate.spellings`` cannot be read.
     """
-    out_dir = Path(out_dir)
     rows = list(rows)
-    plans, dropped = plan_items(config, rows, texts)
-    results = _make_waves(config, voice, plans, {row["id"]: row["path"] for row in rows}, out_dir, progress)
-    if recogniser is None:
-        from vall_e.evaluation.asr import Recogniser
-
-        recogniser = Recogniser(config.evaluate.recogniser)
-    _recognise(config, results, {plan.id: plan.language for plan in plans}, recogniser, out_dir, progress)
-    write_table(results, RESULTS, out_dir / "results.parquet")
-    metrics = summarise(results, config.evaluate.bootstrap, config.evaluate.seed)
-    return {"kept": len(plans), "rejected": dropped, **metrics}
-
-
-def _make_waves(
-    config: Params, voice: Any, plans: Sequence[Plan], paths: Mapping[str, str], out_dir: Path, progress: bool
-) -> list[dict[str, Any]]:
-    results: list[dict[str, Any]] = []
-    rate = voice.sample_rate
-    # Items of like length share a batch: the shortest does not wait for the longest.
-    order = sorted(plans, key=lambda plan: (len(plan.text), plan.id))
-    size = config.evaluate.batch_size
-    with tqdm(total=len(order), desc="synthesise", unit="utt", mininterval=1.0, disable=not progress) as bar:
-        for start in range(0, len(order), size):
-            items = [load_item(plan, paths, config.encode, rate) for plan in order[start : start + size]]
-            speeches = _speak(voice, items, config.sampling)
-            for item, speech in zip(items, speeches, strict=True):
-                waves = {"model": speech.wav, "resynthesis": _codec_copy(voice, item), "recording": item.recording}
-                audio.save_wav(out_dir / "prompt" / f"{item.id}.wav", item.prompt, rate)
-                for kind in KINDS:
-                    results.append(_row(item, kind, waves[kind], speech, out_dir, rate))
-                bar.update()
-    return sorted(results, key=lambda row: (row["id"], KINDS.index(row["kind"])))
-
-
-def _speak(voice: Any, items: Sequence[Item], sampling: SamplingConfig) -> list[Any]:
-    """Speeches of ``items``. One that cannot be spoken (a sound that the model never saw) is silence with a warning."""
-    from vall_e.generation.speech import Request
-
-    requests = [
-        Request(text=i.text, prompt=i.prompt, prompt_text=i.prompt_text, seed=i.seed, language=i.language)
-        for i in items
-    ]
-    try:
-        return voice.speak_batch(requests, sampling)
-    except ValueError as error:
-        if len(items) > 1:
-            return [speech for item in items for speech in _speak(voice, [item], sampling)]
-        return [SimpleNamespace(wav=np.zeros(0, np.float32), warnings=[str(error)], compute_seconds=0.0)]
-
-
-def _codec_copy(voice: Any, item: Item) -> np.ndarray:
-    import torch
-
-    wav = torch.from_numpy(item.recording)[None, None].to(voice.device)
-    with torch.no_grad():
-        copy = voice.codec.decode(voice.codec.encode(wav))
-    return copy[0, 0, : item.recording.size].float().cpu().numpy()
-
-
-def _row(item: Item, kind: str, wav: np.ndarray, speech: Any, out_dir: Path, rate: int) -> dict[str, Any]:
-    warnings = list(speech.warnings) if kind == "model" else []
-    wav = np.asarray(wav, dtype=np.float32).reshape(-1)
-    if not np.isfinite(wav).all():
-        warnings.append("not finite")
-        wav = np.nan_to_num(wav, posinf=0.0, neginf=0.0)
-    seconds = wav.size / rate
-    if not wav.size:
-        warnings.append("empty")
-        wav = np.zeros(rate // 20, dtype=np.float32)
-    name = f"{kind}/{item.id}.wav"
-    audio.save_wav(out_dir / name, wav, rate)
+    settings = config.evaluate
+    normaliser = Normaliser(settings.normaliser, settings.spellings)
+    by_id = {row["id"]: row for row in rows}
+    if settings.testset is not None:
+        plans, dropped, by_id = plan_list(config, rows, texts)
+    else:
+        plans, dropped = plan_items(config, rows, texts)
+    languages = {plan.id: plan.language for plan in plans}
+    with ExitStack() as stack:
+        if work is None:
+            work = WorkFolder("evaluate", "0" * 16, stack.enter_context(TemporaryDirectory()))
+        results, peak = make_waves(config, voice, plans, by_id, work, progress)
+        heard = _listen(config, results, recogniser, work, progress)
+        _count_all(results, heard, languages, normaliser)
+        write_table(results, RESULTS, work.path / "results.parquet")
+        waves = {name for row in results for name in (row["audio"], row["prompt"])}
+        work.publish(out_dir, ["results.parquet", *sorted(waves)])
+    metrics = summarise(results, settings.bootstrap, settings.seed)
     return {
-        "id": item.id,
-        "kind": kind,
-        "speaker": item.speaker,
-        "seen_speaker": item.seen_speaker,
-        "text": item.text,
-        "prompt_text": item.prompt_text or "",
-        "audio": name,
-        "prompt": f"prompt/{item.id}.wav",
-        "seconds": seconds,
-        "compute_seconds": float(speech.compute_seconds) if kind == "model" else 0.0,
-        "warning": "; ".join(warnings) or None,
+        "kept": len(plans),
+        "rejected": dropped,
+        **metrics,
+        "peak_mb": round(peak, 1),
+        "normaliser": settings.normaliser,
+        "testset": settings.testset or "corpus",
     }
 
 
-def _recognise(
-    config: Params,
-    results: list[dict[str, Any]],
-    languages: Mapping[str, str],
-    recogniser: Listener,
-    out_dir: Path,
-    progress: bool,
-) -> None:
-    """Adds hypothesis and error counts to every row."""
+def _listen(
+    config: Params, results: Sequence[dict[str, Any]], recogniser: Listener | None, work: WorkFolder, progress: bool
+) -> list[str]:
+    """What the recogniser writes of each wave, in the order of ``results``."""
+    heard: list[str] = []
     with tqdm(total=len(results), desc="recognise", unit="utt", mininterval=1.0, disable=not progress) as bar:
         for start in range(0, len(results), _RECOGNISE):
-            part = results[start : start + _RECOGNISE]
-            clips = [audio.load(out_dir / row["audio"]) for row in part]
-            heard = recogniser.transcribe(clips, prompt=config.evaluate.asr_prompt, vad=False)
-            for row, text in zip(part, heard, strict=True):
-                reference = words_for_scoring(row["text"], languages[row["id"]])
-                words = read_hypothesis(text, languages[row["id"]], reference)
-                row["hypothesis"] = " ".join(words)
-                _count(row, "word", word_errors(reference, words))
-                _count(row, "char", char_errors(reference, words))
+            part, name = results[start : start + _RECOGNISE], f"heard-{start // _RECOGNISE:05d}.json"
+            if not work.done(name):
+                if recogniser is None:
+                    from vall_e.evaluation.asr import Recogniser
+
+                    recogniser = Recogniser(config.evaluate.recogniser)
+                clips = [audio.load(work.path / row["audio"]) for row in part]
+                found = recogniser.transcribe(clips, prompt=config.evaluate.asr_prompt, vad=False)
+                write_text(work.path / name, json.dumps(list(found)))
+            heard += json.loads((work.path / name).read_text(encoding="utf-8"))
             bar.update(len(part))
+    return heard
+
+
+def _count_all(
+    results: Sequence[dict[str, Any]], heard: Sequence[str], languages: Mapping[str, str], normaliser: Normaliser
+) -> None:
+    """Adds hypothesis and error counts to every row. Phones are compared as the house says the words, whatever the
+    normaliser: a phone of a digit that Whisper's wrote would be another one."""
+    spoken = Normaliser("spoken")
+    said: list[str] = []
+    for row, text in zip(results, heard, strict=True):
+        language = languages[row["id"]]
+        given = row["text"] if normaliser.name == "spoken" else row["written"]
+        reference, words = normaliser.words(given, text, language)
+        row |= {"heard": text, "reference": " ".join(reference), "hypothesis": " ".join(words)}
+        _count(row, "word", word_errors(reference, words))
+        _count(row, "char", char_errors(reference, words))
+        said.append(" ".join(words if normaliser.name == "spoken" else spoken.words(row["text"], text, language)[1]))
     for language in sorted(set(languages.values())):
-        part = [row for row in results if languages[row["id"]] == language]
-        references = phonemize([normalize(row["text"], language) for row in part], language, with_stress=False)
-        hypotheses = phonemize([row["hypothesis"] for row in part], language, with_stress=False)
-        for row, reference, hypothesis in zip(part, references, hypotheses, strict=True):
-            _count(row, "phone", phone_errors(reference, hypothesis))
-
-
-def read_hypothesis(text: str, language: str, reference: Sequence[str]) -> list[str]:
-    """The words of what a recogniser wrote.
-
-    It may write "739" for "seven three nine" as well as for "seven hundred thirty-nine": the reading that is
-    nearer to the reference counts, for all three kinds alike.
-    """
-    words = words_for_scoring(text, language)
-    if not any(c.isdigit() for c in text):
-        return words
-    apart = words_for_scoring(text, language, digits_apart=True)
-    return min((words, apart), key=lambda reading: word_errors(reference, reading).errors)
+        part = [i for i, row in enumerate(results) if languages[row["id"]] == language]
+        references = phonemize([normalize(results[i]["text"], language) for i in part], language, with_stress=False)
+        hypotheses = phonemize([said[i] for i in part], language, with_stress=False)
+        for i, reference, hypothesis in zip(part, references, hypotheses, strict=True):
+            _count(results[i], "phone", phone_errors(reference, hypothesis))
 
 
 def _count(row: dict[str, Any], unit: str, found: Errors) -> None:
@@ -214,11 +189,12 @@ def summarise(results: Sequence[Mapping[str, Any]], resamples: int, seed: int) -
     metrics: dict[str, Any] = {
         name: {kind: rate_of(by_kind[kind], unit, resamples, seed) for kind in KINDS} for name, unit in RATES.items()
     }
-    model, copy = by_kind["model"], by_kind["resynthesis"]
-    difference = [a["word_errors"] - b["word_errors"] for a, b in zip(model, copy, strict=True)]
-    metrics["wer_over_codec"] = bootstrap_ratio(difference, [r["word_count"] for r in model], resamples, seed).as_dict()
-    for name, seen in (("seen_speakers", True), ("unseen_speakers", False)):
-        part = {kind: [r for r in by_kind[kind] if r["seen_speaker"] is seen] for kind in KINDS}
+    model, copies = by_kind["model"], {r["id"]: r for r in by_kind["resynthesis"]}
+    pairs = [(r["word_errors"] - copies[r["id"]]["word_errors"], r["word_count"]) for r in model if r["id"] in copies]
+    paired = bootstrap_ratio(*zip(*pairs, strict=True), resamples, seed) if any(n for _, n in pairs) else None
+    metrics["wer_over_codec"] = paired.as_dict() if paired else None
+    for name, (column, value) in GROUPS.items():
+        part = {kind: [r for r in by_kind[kind] if r[column] is value] for kind in KINDS}
         if part["model"]:
             metrics[name] = {
                 "speakers": len({r["speaker"] for r in part["model"]}),

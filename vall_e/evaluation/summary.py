@@ -11,15 +11,18 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from vall_e.corpus.schema import REJECTS, read_rows
-from vall_e.evaluation.run import KINDS
+from vall_e.evaluation.score import MEASURES as SCORED
+from vall_e.evaluation.speaking import KINDS
 
 STAGES = (
     "ingest",
     "transcribe",
+    "quality",
     "phonemize",
     "fit_codec",
     "encode",
     "similar",
+    "card",
     "train",
     "evaluate",
     "score",
@@ -28,10 +31,12 @@ STAGES = (
 TABLES = {
     "ingest": "manifest.parquet",
     "transcribe": "transcripts.parquet",
+    "quality": "manifest.parquet",
     "phonemize": "phones.parquet",
     "encode": "shard-*.parquet",
 }
-MEASURES = ("wer", "cer", "per", "similarity", "dnsmos")
+RATES = ("wer", "cer", "per")
+MEASURES = (*RATES, *SCORED)
 
 Metrics = Mapping[str, Mapping[str, Any]]
 
@@ -94,16 +99,16 @@ def summarise_run(metrics: Metrics, stages: list[dict[str, Any]]) -> dict[str, A
         stages: from ``waterfall``.
 
     Returns:
-        ``wer``, ``cer``, ``per``, ``similarity``, ``dnsmos``: kind → value (None where not measured);
-        ``speaker_top1`` and ``real_time_factor``; ``utterances`` {kept, rejected {stage.rule: n}};
+        each of ``MEASURES``: kind → value (None where not measured); ``speaker_top1``, ``real_time_factor`` and
+        ``peak_mb``; ``normaliser``; ``utterances`` {kept, rejected {stage.rule: n}};
         ``seconds`` {stage: s}; ``intervals`` {measure: {kind: [low, high]}}; ``speaker_top1_by_kind``.
     """
     for stage in ("evaluate", "score"):
         if stage not in metrics:
             raise ValueError(f"metrics/{stage}.json is missing: run the stage {stage} first")
     figures = {
-        **{m: metrics["evaluate"][m] for m in ("wer", "cer", "per")},
-        **{m: metrics["score"][m] for m in ("similarity", "dnsmos", "speaker_top1")},
+        **{m: metrics["evaluate"][m] for m in RATES},
+        **{m: metrics["score"][m] for m in (*SCORED, "speaker_top1")},
     }
     summary: dict[str, Any] = {m: {kind: _value(figures[m].get(kind)) for kind in KINDS} for m in MEASURES}
     top1 = {kind: _value(figures["speaker_top1"].get(kind)) for kind in KINDS}
@@ -113,6 +118,8 @@ def summarise_run(metrics: Metrics, stages: list[dict[str, Any]]) -> dict[str, A
         **summary,
         "speaker_top1": top1["model"],
         "real_time_factor": metrics["evaluate"]["real_time_factor"],
+        "peak_mb": metrics["evaluate"]["peak_mb"],
+        "normaliser": metrics["evaluate"]["normaliser"],
         "utterances": {"kept": stages[-1]["kept"] if stages else 0, "rejected": rejected},
         "seconds": {stage: float(metrics[stage].get("seconds", 0.0)) for stage in STAGES if stage in metrics},
         "intervals": {
@@ -137,24 +144,26 @@ def duration(seconds: float) -> str:
 
 def format_summary(summary: Mapping[str, Any], report: str = "report/index.html", model: str = "models/voice") -> str:
     """The summary for a terminal: figures, rejects, time, and what to do next."""
-    lines = ["", f"{'':<22}{'model':>10}{'codec copy':>14}{'recording':>13}    95 % interval of the model"]
+    lines = ["", f"{'':<24}{'model':>10}{'codec copy':>14}{'recording':>13}    95 % interval of the model"]
     shown = (
         ("word error rate", "wer", 100, " %"),
         ("character error rate", "cer", 100, " %"),
         ("phone error rate", "per", 100, " %"),
         ("voice similarity", "similarity", 1, ""),
         ("sound quality, 1-5", "dnsmos", 1, ""),
+        ("mel-cepstral dist., dB", "mcd", 1, ""),
+        ("duration ratio", "duration_ratio", 1, ""),
     )
     for label, key, scale, unit in shown:
         cells = [_cell(summary[key].get(kind), scale, unit) for kind in KINDS]
-        lines.append(f"{label:<22}{cells[0]:>10}{cells[1]:>14}{cells[2]:>13}{_range(summary, key, scale)}")
+        lines.append(f"{label:<24}{cells[0]:>10}{cells[1]:>14}{cells[2]:>13}{_range(summary, key, scale)}")
     cells = [_cell(summary["speaker_top1_by_kind"].get(kind), 100, " %") for kind in KINDS]
     lines.append(
-        f"{'right voice nearest':<22}{cells[0]:>10}{cells[1]:>14}{cells[2]:>13}{_range(summary, 'speaker_top1', 100)}"
+        f"{'right voice nearest':<24}{cells[0]:>10}{cells[1]:>14}{cells[2]:>13}{_range(summary, 'speaker_top1', 100)}"
     )
     if summary["real_time_factor"] is not None:
         lines.append(
-            f"{'real-time factor':<22}{summary['real_time_factor']:>10.2f}    seconds of computing a second of speech"
+            f"{'real-time factor':<24}{summary['real_time_factor']:>10.2f}    seconds of computing a second of speech"
         )
     kept, rejected = summary["utterances"]["kept"], summary["utterances"]["rejected"]
     rules = ", ".join(f"{rule} {count:,}" for rule, count in rejected.items())

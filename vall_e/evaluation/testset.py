@@ -3,7 +3,7 @@
 Two kinds of corpus, one kind of item:
 
 * utterances: a recording of split ``test``; its prompt is another held-out recording of that speaker that says
-  something else. With ``ingest.split_by: text`` its text is in no training recording of any speaker.
+  something else. With ``split.by: text`` its text is in no training recording of any speaker.
 * joined clips (``train.join``): a new string of clips' texts that the loader never trains on
   (``splits.held_out``); "recording" and prompt are joins of the speaker's test clips, no clip in both.
 
@@ -40,17 +40,23 @@ class TestSetError(ValueError):
 
 @dataclass(frozen=True)
 class Plan:
-    """A test item before its audio is read. ``recording`` and ``prompt`` are manifest ids, joined in order."""
+    """A test item before its audio is read.
+
+    ``text`` is normalised, ``written`` as it was given. ``recording`` (empty where there is none) and ``prompt`` are
+    manifest ids, joined in order; ``prompt_max_seconds`` None leaves the prompt whole. ``prompt_text`` may be empty.
+    """
 
     id: str
     text: str
+    written: str
     language: str
     speaker: str
     seen_speaker: bool
+    seen_text: bool
     recording: tuple[str, ...]
     prompt: tuple[str, ...]
     prompt_text: str
-    prompt_max_seconds: float
+    prompt_max_seconds: float | None
     gap_seconds: tuple[float, float]
     seed: int
 
@@ -59,7 +65,7 @@ def plan_items(config: Params, rows: Iterable[Row], texts: Mapping[str, str]) ->
     """Choose the test items.
 
     Args:
-        config: sections ingest, train (join), sampling and evaluate are read; ``evaluate.joined`` chooses the kind.
+        config: sections split, train (join), sampling and evaluate are read; ``evaluate.joined`` chooses the kind.
         rows: the manifest; rows without an entry in ``texts`` were rejected by a later stage and are left out.
         texts: manifest id → transcript.
 
@@ -73,8 +79,8 @@ def plan_items(config: Params, rows: Iterable[Row], texts: Mapping[str, str]) ->
     said = {row["id"]: normalize(texts[row["id"]], row["language"]) for row in rows}
     seen = {row["speaker"] for row in rows if row["split"] == "train"}
     if config.train.join is not None and config.evaluate.joined:
-        return _plan_joined(config, rows, said, seen)
-    return _plan_utterances(config, rows, said, seen)
+        return _plan_joined(config, rows, said, texts, seen)
+    return _plan_utterances(config, rows, said, texts, seen)
 
 
 def _rng(seed: int, *key: str) -> np.random.Generator:
@@ -86,17 +92,18 @@ def _shuffled(rows: Iterable[Row], seed: int, key: str) -> list[Row]:
     return sorted(rows, key=lambda row: hashlib.sha256(f"{seed}\0{key}\0{row['id']}".encode()).digest())
 
 
-def _seed_of(seed: int, name: str) -> int:
+def seed_of(seed: int, name: str) -> int:
+    """The seed of the item ``name``."""
     return int(_rng(seed, "item", name).integers(0, 2**31 - 1))
 
 
 def _plan_utterances(
-    config: Params, rows: Sequence[Row], said: Mapping[str, str], seen: set[str]
+    config: Params, rows: Sequence[Row], said: Mapping[str, str], texts: Mapping[str, str], seen: set[str]
 ) -> tuple[list[Plan], dict[str, int]]:
     seed = config.evaluate.seed
     low, high = config.evaluate.prompt_seconds
     # A test speaker says the training speakers' texts too; where texts are held out, those are no new texts.
-    known = {said[row["id"]] for row in rows if row["split"] == "train"} if config.ingest.split_by == "text" else set()
+    known = {said[row["id"]] for row in rows if row["split"] == "train"}
     dropped: Counter[str] = Counter()
     queues: dict[str, list[Row]] = defaultdict(list)
     held: dict[str, list[Row]] = defaultdict(list)
@@ -107,12 +114,12 @@ def _plan_utterances(
             continue
         if row["seconds"] > config.sampling.max_seconds:
             dropped["longer_than_max_seconds"] += 1
-        elif said[row["id"]] in known:
+        elif config.split.by == "text" and said[row["id"]] in known:
             dropped["text_in_training"] += 1
         else:
             queues[row["speaker"]].append(row)
     if not queues and not dropped:
-        raise TestSetError("no recording is in split test: raise ingest.test_fraction, or name ingest.test_speakers")
+        raise TestSetError("no recording is in split test: raise split.test_fraction, or name split.test_speakers")
     queues = {speaker: _shuffled(queue, seed, "order") for speaker, queue in queues.items()}
     plans: list[Plan] = []
     for row in _in_turn(queues):
@@ -127,28 +134,30 @@ def _plan_utterances(
             Plan(
                 row["id"],
                 said[row["id"]],
+                texts[row["id"]],
                 row["language"],
                 row["speaker"],
                 row["speaker"] in seen,
+                said[row["id"]] in known,
                 (row["id"],),
                 tuple(r["id"] for r in prompt),
                 " ".join(said[r["id"]] for r in prompt),
                 high,
                 _PROMPT_GAP,
-                _seed_of(seed, row["id"]),
+                seed_of(seed, row["id"]),
             )
         )
     if not plans:
         raise TestSetError(
             f"none of the test recordings can be used ({_listed(dropped)}): a speaker needs two held-out recordings of "
-            "different text, one of them new to training, so raise ingest.test_fraction, ingest.val_fraction or "
+            "different text, one of them new to training, so raise split.test_fraction, split.val_fraction or "
             "sampling.max_seconds"
         )
     return plans, dict(dropped)
 
 
 def _plan_joined(
-    config: Params, rows: Sequence[Row], said: Mapping[str, str], seen: set[str]
+    config: Params, rows: Sequence[Row], said: Mapping[str, str], texts: Mapping[str, str], seen: set[str]
 ) -> tuple[list[Plan], dict[str, int]]:
     join, seed = config.train.join, config.evaluate.seed
     low, high = config.evaluate.prompt_seconds
@@ -157,9 +166,7 @@ def _plan_joined(
         if row["split"] == "test":
             clips[row["speaker"]][said[row["id"]]].append(row)
     if not clips:
-        raise TestSetError(
-            "no clip is in split test: raise ingest.test_fraction (train.join wants split_by: utterance)"
-        )
+        raise TestSetError("no clip is in split test: raise split.test_fraction (train.join wants split.by: utterance)")
     plans: list[Plan] = []
     taken: set[tuple[str, str]] = set()
     dropped: Counter[str] = Counter()
@@ -192,21 +199,23 @@ def _plan_joined(
             Plan(
                 name,
                 " ".join(words),
+                " ".join(texts[row["id"]] for row in recording),
                 recording[0]["language"],
                 speaker,
                 speaker in seen,
+                False,
                 tuple(row["id"] for row in recording),
                 tuple(row["id"] for row in prompt),
                 " ".join(said[row["id"]] for row in prompt),
                 high,
                 join.gap_seconds,
-                _seed_of(seed, name),
+                seed_of(seed, name),
             )
         )
     if not plans:
         raise TestSetError(
             f"no new string can be tested ({_listed(dropped)}): every speaker needs several test clips "
-            "(ingest.test_fraction), and enough strings of train.join.min_clips to max_clips texts to hold some out"
+            "(split.test_fraction), and enough strings of train.join.min_clips to max_clips texts to hold some out"
         )
     return plans, dict(dropped)
 
@@ -223,7 +232,7 @@ def _new_string(
         for _ in range(_TRIES):
             words = [vocabulary[i] for i in rng.integers(0, len(vocabulary), size=count)]
             text = " ".join(words)
-            if (speaker, text) not in taken and splits.held_out(text, config.ingest.seed, config.ingest.test_fraction):
+            if (speaker, text) not in taken and splits.held_out(text, config.split.seed, config.split.test_fraction):
                 return words
     return None
 

@@ -24,7 +24,7 @@ from vall_e.nn.lora import adapter_state, load_adapter_state
 from vall_e.nn.weights import WeightsError, fill, read_tensors
 from vall_e.preparation import CodecConfig, EncodeConfig
 
-VERSION = 4
+VERSION = 5
 WHOLE = "config.json and model.safetensors must come from one training: copy the whole folder, or run the train stage"
 
 
@@ -41,7 +41,7 @@ class VoiceConfig(Section):
     ``max_seconds``).
     """
 
-    version: Literal[4] = VERSION
+    version: Literal[5] = VERSION
     model: ModelConfig
     levels: PositiveInt
     codes: PositiveInt
@@ -94,10 +94,16 @@ def _passes_apart(raw: dict[str, Any]) -> dict[str, Any]:
     return raw | {"sampling": sampling | {"ar": ar, "nar": nar}}
 
 
+def _without_workers(raw: dict[str, Any]) -> dict[str, Any]:
+    """The number of worker processes stood among the settings of encoding."""
+    return raw | {"encode": {key: value for key, value in (raw.get("encode") or {}).items() if key != "workers"}}
+
+
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {  # version → the next one's form
     1: _rope_section,
     2: _named_languages,
     3: _passes_apart,
+    4: _without_workers,
 }
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import nn
 
 from vall_e.backbones.fused import FusedLinear
+from vall_e.decoding import FORMATS, Weights
+from vall_e.memory import give_back
 from vall_e.models.vall_e import VallE
 from vall_e.nn.int8 import Int8Linear
 
-Weights = Literal["float32", "bfloat16", "float16", "int8"]
-FORMATS: tuple[Weights, ...] = get_args(Weights)
 SMALLEST = 64  # narrower layers gain nothing from 8 bits
 
 
@@ -35,6 +33,7 @@ def use_weights(model: VallE, weights: Weights = "float32") -> VallE:
         _to_int8(model.backbone)
     elif weights != "float32":
         model.to(getattr(torch, weights))
+    give_back()  # what the layers were before: as much as the model itself, or more
     return model
 
 

@@ -6,9 +6,10 @@ Dimensions: B rows, T positions, D width, L levels, n codes per level, M positio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +163,14 @@ class VallE(nn.Module):
         x = self.embeddings.symbol(ids) + self.embeddings.segment.weight[Place.SYMBOL]
         return self._append(x, cache)
 
+    def first(self, hidden: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+        """What is to be drawn first at hidden states [M, D]: the states as the heads of later levels want them, and
+        logits float32 [M, V] of level 0, or of a written symbol."""
+        if vocabulary != "codes":
+            return hidden, self.symbol_heads[vocabulary](hidden).float()
+        states = self.heads.prepare(hidden)
+        return states, self.heads(states, 0, []).float()
+
     def _append(self, x: Tensor, cache: Cache, layers: int | None = None) -> Tensor:
         positions = cache.positions(x.shape[1])
         cache.begin(x.shape[1])
@@ -191,32 +200,41 @@ class VallE(nn.Module):
         alignment_weight: float = 0.0,
         level_factors: Sequence[float] | None = None,
         exit_weights: Sequence[float] | None = None,
+        guide: losses.Guide | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean of the cross entropies of each level and of what is written, in nats, plus alignment's and duration's.
 
         Args:
             level_factors: weight of each level's loss, relative to the others; None is equal.
             exit_weights: of the predictions behind each layer (see ``vall_e.nn.layerskip``); None: the last only.
+            guide: what a teacher's ``logits`` say of this batch; exits before the last layer learn without it.
+            shares: of a piece of a batch, by kind of ``losses.targets``: its targets over those of the whole batch,
+                times the number of pieces, so that the mean over pieces is the whole batch's loss. None: a whole batch.
 
         Returns:
-            the loss (scalar); of the last layer, per level ``loss.l`` and ``accuracy.l``, per written vocabulary
-            ``loss.v`` and ``accuracy.v``; ``alignment`` and ``duration`` where there are any, and in training what the
-            backbone adds (``Backbone.auxiliary``; scalars, without gradient).
+            the loss (scalar); of the last layer ``loss.X`` and ``accuracy.X`` per level (X is level0, ...), per written
+            vocabulary and per task; ``distill``, ``alignment`` and ``duration`` where there are any, and in training
+            what the backbone adds (``Backbone.auxiliary``; scalars, without gradient).
         """
-        states = list(self.states(packed))
+        states, shares = list(self.states(packed)), shares or {}
         *early, last = exit_weights or [1.0]
         hidden = self.backbone.norm(states[-1])
-        found = self._predictions(hidden, packed, label_smoothing, level_factors)
-        loss = last * found.mean()
+        found = self._predictions(hidden, packed, label_smoothing, level_factors, shares, guide)
+        loss = last * found.mean(hidden)
+        found.summarise()
         for state, weight in zip(states, early, strict=False):
             if weight > 0:
                 exit_hidden = self.backbone.norm(state)
-                loss = loss + weight * self._predictions(exit_hidden, packed, label_smoothing, level_factors).mean()
+                there = losses.Found(shares=shares)
+                self._predict(there, exit_hidden, packed, label_smoothing, level_factors)
+                loss = loss + weight * there.mean(exit_hidden)
         if self.alignment is not None and bool((packed.spoken >= 0).any()):
             value = self.alignment.loss(states[self._middle], text_slots(packed), packed.spoken)
-            loss = loss + alignment_weight * found.note("alignment", value)
+            loss = loss + alignment_weight * shares.get("alignment", 1.0) * found.note("alignment", value)
         if self.duration is not None:
-            loss = loss + found.note("duration", losses.of_duration(self.duration, hidden, packed))
+            value = losses.of_duration(self.duration, hidden, packed)
+            loss = loss + shares.get("duration", 1.0) * found.note("duration", value)
         if self.training:
             real = torch.arange(states[-1].shape[1], device=self.device) < packed.lengths[:, None]
             for name, (weight, extra) in self.backbone.auxiliary(real).items():
@@ -224,15 +242,37 @@ class VallE(nn.Module):
         return loss, found.figures
 
     def _predictions(
-        self, hidden: Tensor, packed: Packed, smoothing: float, factors: Sequence[float] | None
-    ) -> losses.Found:
+        self,
+        hidden: Tensor,
+        packed: Packed,
+        smoothing: float,
+        factors: Sequence[float] | None,
+        shares: Mapping[str, float] = MappingProxyType({}),
+        guide: losses.Guide | None = None,
+    ) -> losses.Shown:
         """The cross entropies of the heads on normalised states of some layer, [B, T, D]."""
-        found = losses.Found()
+        found = losses.Shown(tasks=packed.header[:, 0], guide=guide, shares=shares)
+        self._predict(found, hidden, packed, smoothing, factors)
+        return found
+
+    def _predict(
+        self,
+        found: losses.Found | losses.Kept,
+        hidden: Tensor,
+        packed: Packed,
+        smoothing: float = 0.0,
+        factors: Sequence[float] | None = None,
+    ) -> None:
         losses.of_codes(found, self.heads, hidden, packed.target, smoothing, factors or (1.0,) * self.layout.levels)
         for vocabulary, head in self.symbol_heads.items():
             rows = packed.vocabulary == VOCABULARIES.index(vocabulary)
-            losses.of_symbols(found, vocabulary, head, hidden[rows], packed.written[rows], smoothing)
-        return found
+            losses.of_symbols(found, vocabulary, head, hidden, packed.written, rows, smoothing)
+
+    def logits(self, packed: Packed) -> dict[str, Tensor]:
+        """Logits [M, V] where ``loss`` predicts, by level (``level0``, ...) and written vocabulary."""
+        kept = losses.Kept()
+        self._predict(kept, self.hidden(packed), packed)
+        return kept
 
 
 def text_slots(packed: Packed) -> Tensor:

@@ -11,6 +11,7 @@ heads, d = D / H.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +30,32 @@ def attend_grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend
     return attend(q, k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1), mask, backend)
 
 
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """How the heads of ``q`` [B, H, T, d] attend to ``k`` [B, G, S, d]: probabilities float32 [B, H, T, S].
+
+    Args:
+        mask: bool, broadcast to [B, H, T, S]; None is causal, the last of T positions seeing all S.
+    """
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = (q @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5
+    if mask is None:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril(scores.shape[3] - scores.shape[2])
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1)
+
+
+class Watch:
+    """What an attention layer attends to in a forward (see ``Backbone.watched``).
+
+    Attributes:
+        weights: float32 [B, H, T, S], see ``attention_weights``; None where nothing was seen.
+    """
+
+    weights: Tensor | None = None
+
+    def see(self, q: Tensor, k: Tensor, mask: Tensor | None) -> None:
+        self.weights = attention_weights(q, k, mask)
+
+
 class Attention(nn.Module):
     """Self-attention.
 
@@ -41,9 +68,11 @@ class Attention(nn.Module):
     Attributes:
         backend: the kernel (see ``vall_e.nn.backends``) of forwards without a past. New positions behind a past, ragged
             from row to row, are for torch's own choice.
+        watch: is told what is attended to, while somebody wants to know.
     """
 
     backend = "auto"
+    watch: Watch | None = None
 
     def __init__(self, dim: int, heads: int, kv_heads: int, bias: bool = False) -> None:
         super().__init__()
@@ -77,6 +106,8 @@ class Attention(nn.Module):
             q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
             k, v = cache.write(layer, k, v)
+        if self.watch is not None:
+            self.watch.see(q, k, mask)
         backend = self.backend if cache is None or cache.empty else "auto"
         out = attend_grouped(q, k, v, mask, backend)
         return self.o(out.transpose(1, 2).reshape(batch, length, -1))
@@ -88,7 +119,12 @@ class CrossAttention(nn.Module):
     Args:
         dim: D.
         heads: H, divides D.
+
+    Attributes:
+        watch: as of ``Attention``.
     """
+
+    watch: Watch | None = None
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -108,6 +144,8 @@ class CrossAttention(nn.Module):
         """
         batch, length, _ = x.shape
         q = rotate(self.q(x).view(batch, length, self.heads, -1).transpose(1, 2), *angles)
+        if self.watch is not None:
+            self.watch.see(q, keys, mask)
         return self.o(attend_grouped(q, keys, values, mask).transpose(1, 2).reshape(batch, length, -1))
 
 

@@ -51,7 +51,7 @@ class Int8Linear(nn.Module):
         if self.packed is None:
             return F.linear(x, self.whole.to(x.dtype) * self.scale[:, None].to(x.dtype), self.bias)
         rows = x.reshape(-1, self.in_features).float()
-        most = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1, keepdim=True).clamp_(min=1e-12)
+        most = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12)  # of these the quickest by far
         out = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             rows / most, 1 / self.largest, ZERO, self.packed
         ).mul_(most)

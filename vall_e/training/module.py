@@ -2,82 +2,67 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import lightning.pytorch as pl
 import torch
-from pytorch_optimizer import Muon
-from torch import Tensor, nn
+from torch import Tensor
 
 from vall_e.config import TrainConfig
 from vall_e.family import level_shares
 from vall_e.models.packing import Packed
 from vall_e.models.vall_e import VallE
 from vall_e.nn.layerskip import drop_layers, exit_weights
-
-
-def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
-    """Matrices of the backbone for Muon (where chosen), the rest for AdamW; no decay on vectors and tables; nothing of
-    what is frozen."""
-    matrices, decayed, plain = [], [], []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if parameter.dim() == 2 and ".blocks." in name and not name.endswith("A_log"):  # Mamba's rates: a table
-            matrices.append(parameter)
-        elif parameter.dim() == 2 and "heads." in name:
-            decayed.append(parameter)
-        else:
-            plain.append(parameter)
-    if train.optimizer == "adamw":
-        return [
-            {"params": matrices + decayed, "lr": train.lr, "weight_decay": train.weight_decay},
-            {"params": plain, "lr": train.lr, "weight_decay": 0.0},
-        ]
-    adam = {"use_muon": False, "lr": train.lr, "betas": train.betas}
-    return [
-        {"params": matrices, "use_muon": True, "lr": train.muon_lr, "weight_decay": train.weight_decay},
-        {"params": decayed, **adam, "weight_decay": train.weight_decay},
-        {"params": plain, **adam, "weight_decay": 0.0},
-    ]
-
-
-def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, or Muon (Jordan 2024; 2502.16982) for the matrices of the blocks with AdamW for the rest."""
-    groups = parameter_groups(model, train)
-    if train.optimizer == "muon":
-        return Muon(groups)
-    return torch.optim.AdamW(groups, betas=train.betas)
-
-
-def rate_factor(step: int, train: TrainConfig) -> float:
-    """Factor on the learning rates at ``step``: linear warm-up, then hold, linear or cosine decay to 2 %."""
-    if step < train.warmup_steps:
-        return (step + 1) / train.warmup_steps
-    if train.schedule == "hold":
-        return 1.0
-    done = min(1.0, (step - train.warmup_steps) / max(1, train.max_steps - train.warmup_steps))
-    if train.schedule == "linear":
-        return 1.0 - 0.98 * done
-    return 0.02 + 0.98 * 0.5 * (1.0 + torch.cos(torch.tensor(done * torch.pi)).item())
+from vall_e.training.compiling import compile_blocks
+from vall_e.training.distill import Teacher
+from vall_e.training.memory import Piece
+from vall_e.training.optimizers import build_optimizer, rate_factor
+from vall_e.training.ranks import seed_step
 
 
 class VallEModule(pl.LightningModule):
-    """Trains a ``VallE`` on packed batches. Every step draws its dropout from (seed, step): resuming is exact."""
+    """Trains a ``VallE`` on packed batches. Every step draws its dropout from (seed, step): resuming is exact.
 
-    def __init__(self, model: VallE, train: TrainConfig) -> None:
+    Args:
+        teacher: to learn from beside the recordings.
+    """
+
+    def __init__(self, model: VallE, train: TrainConfig, teacher: Teacher | None = None) -> None:
         super().__init__()
-        self.model, self.config = model, train
-        layout = model.layout
-        self.level_factors = level_shares(train.level_factors, layout.levels, residual=layout.residual)
+        self.model, self.config, self.teacher = model, train, teacher
+        layout, phases = model.layout, train.phases
+        self._firsts = [phase.first for phase in phases]
+        self._factors = [
+            level_shares(phase.train.level_factors, layout.levels, residual=layout.residual) for phase in phases
+        ]
         if train.layerskip is not None:
             drop_layers(model.backbone.blocks, train.layerskip.max_dropout)
+        if train.compile:
+            compile_blocks(model.backbone)
+
+    @property
+    def level_factors(self) -> list[float]:
+        """Weight of each level's loss at this step."""
+        return self._factors[bisect_right(self._firsts, self.global_step) - 1]
+
+    def on_fit_start(self) -> None:
+        if self.teacher is not None:
+            self.teacher.model.to(self.device)
 
     def training_step(self, batch: Packed, _: int) -> Tensor:
-        torch.manual_seed(self.config.seed * 1_000_003 + self.global_step)
-        config = self.config
+        config, trainer = self.config, self.trainer
+        seed_step(config.seed, self.global_step, trainer.global_rank, trainer.world_size)
         loss, figures = self.model.loss(
-            batch, config.label_smoothing, config.alignment_weight, self.level_factors, self._exit_weights()
+            batch,
+            config.label_smoothing,
+            config.alignment_weight,
+            self.level_factors,
+            self._exit_weights(),
+            guide=None if self.teacher is None else self.teacher(batch),
+            shares=batch.shares if isinstance(batch, Piece) else None,
         )
-        self.log_dict({f"train.{k}": v for k, v in figures.items()} | {"train.loss": loss.detach()})
+        self.log_dict({f"train.{k}": v for k, v in figures.items()})  # rank 0's own: others may have other tasks
+        self.log("train.loss", loss.detach(), sync_dist=trainer.world_size > 1)
         return loss
 
     def _exit_weights(self) -> list[float] | None:
@@ -85,9 +70,12 @@ class VallEModule(pl.LightningModule):
         return None if skip is None else exit_weights(layers, skip.exit_weight, skip.rotate, self.global_step)
 
     def validation_step(self, batch: Packed, _: int) -> None:
+        self.log_dict(self.validated(batch), batch_size=len(batch.symbol), sync_dist=self.trainer.world_size > 1)
+
+    def validated(self, batch: Packed) -> dict[str, Tensor]:
+        """Figures of a validation batch, scalars."""
         loss, figures = self.model.loss(batch)
-        figures = {f"val.{k}": v for k, v in figures.items()} | {"val.loss": loss}
-        self.log_dict(figures, batch_size=len(batch.symbol))
+        return {f"val.{k}": v for k, v in figures.items()} | {"val.loss": loss}
 
     def configure_optimizers(self) -> dict:
         optimizer = build_optimizer(self.model, self.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,17 +19,24 @@ CODEC_FACTS = {  # levels, codes per level, frames per second
 }
 
 
-def describe(params: Params) -> dict[str, Any]:
+def describe(params: Params, facts: Mapping[str, Any] | None = None, phones: int = PHONES) -> dict[str, Any]:
     """Facts of the run that ``params`` asks for, with no data and no memory for weights (meta tensors).
+
+    Args:
+        facts: levels, codes and frame_rate of the codec, where one is there already (data/encode/codec.json).
+        phones: size of the tokenizer.
 
     Returns:
         codec levels, codes and frame rate; parameters; batch size in positions; steps; megabytes of weights, of
         gradients and optimiser, of activations (a rough upper bound without recomputation) and in all; key/value cache
         per second of speech.
     """
-    levels, codes, frame_rate = CODEC_FACTS[params.codec.name](params.codec)
+    if facts is None:
+        levels, codes, frame_rate = CODEC_FACTS[params.codec.name](params.codec)
+    else:
+        levels, codes, frame_rate = (facts[name] for name in ("levels", "codes", "frame_rate"))
     with torch.device("meta"):
-        model = VallE(params.model, levels, codes, PHONES)
+        model = VallE(params.model, levels, codes, phones)
     count = sum(p.numel() for p in model.parameters())
     config, positions = params.model, params.train.batch_frames
     width = 2 if params.train.precision != "32-true" else 4

@@ -1,0 +1,1 @@
+"""Training, measured on real data and against a loop over ``transformers``' Llama: ``python -m benchmarks.train``."""

@@ -1,0 +1,181 @@
+"""A run that diverges goes back and slows down; one without memory takes batches in pieces; neither in silence."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import LEVELS, build, rows
+from tests.training.test_run import make_project, params, run
+from vall_e.models.packing import Packed, pack
+from vall_e.models.vall_e import VallE
+from vall_e.regimen import RollbackConfig
+from vall_e.training.course import Course, CourseError, Diverged, Rollback
+from vall_e.training.memory import is_memory_error, split
+from vall_e.training.module import VallEModule
+
+QUIET = {"text_dropout": 0.0, "input_mask": 0.0, "input_random": 0.0, "prompt_dropout": 0.0}
+
+
+def _weights(root: Path) -> dict[str, torch.Tensor]:
+    return load_file(root / "models/voice/model.safetensors")
+
+
+def _poison(
+    monkeypatch: pytest.MonkeyPatch, step: int, times: int, by: float = math.nan, stop: int | None = None
+) -> list:
+    """Multiply the loss of optimiser step ``step`` (from 1), the first ``times`` times; die at step ``stop``."""
+    plain, seen = VallEModule.training_step, []
+
+    def training_step(self: VallEModule, batch: Packed, index: int) -> torch.Tensor:
+        now = self.global_step + 1
+        if stop is not None and now == stop and seen:
+            raise OSError("killed")
+        loss = plain(self, batch, index)
+        if now == step and len(seen) < times:
+            seen.append(now)
+            return loss * by
+        return loss
+
+    monkeypatch.setattr(VallEModule, "training_step", training_step)
+    return seen
+
+
+@pytest.mark.parametrize("step", [2, 5])  # before the first checkpoint, and behind it
+def test_a_poisoned_step_takes_the_run_back_with_lower_rates(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    make_project(tmp_path)
+    _poison(monkeypatch, step, 1)
+    figures = run(tmp_path, params(8, checkpoint_every=4))
+    start = 4 if step == 5 else 0
+    assert figures["rollbacks"] == 1
+    said = capfd.readouterr().err
+    assert f"step {step}: the loss is nan: back to the checkpoint of step {start}, rates times 0.5" in said
+    curve = [line.split(",") for line in (tmp_path / "plots/train.csv").read_text().splitlines()[1:]]
+    assert ["8", "train", "rollbacks", "1"] in curve
+    assert all(math.isfinite(float(value)) for *_, value in curve)
+
+
+def test_a_run_that_rolled_back_and_was_killed_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("plain", "whole", "killed"):
+        make_project(tmp_path / name)
+    run(tmp_path / "plain", params(8, checkpoint_every=2))
+    with monkeypatch.context() as patch:
+        _poison(patch, 5, 1)
+        run(tmp_path / "whole", params(8, checkpoint_every=2))
+    with monkeypatch.context() as patch:
+        _poison(patch, 5, 1, stop=7)
+        with pytest.raises(OSError, match="killed"):
+            run(tmp_path / "killed", params(8, checkpoint_every=2))
+    (course,) = tmp_path.glob("killed/.work/train-*/course.json")
+    assert json.loads(course.read_text())["rollbacks"] == [{"step": 5, "start": 4, "why": "the loss is nan"}]
+    assert run(tmp_path / "killed", params(8, checkpoint_every=2))["rollbacks"] == 1
+    plain, whole, killed = (_weights(tmp_path / name) for name in ("plain", "whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert not all(torch.equal(whole[name], plain[name]) for name in whole)  # the rates were lower
+
+
+def test_a_step_that_is_always_poisoned_ends_the_run_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_project(tmp_path)
+    seen = _poison(monkeypatch, 5, 99)
+    with pytest.raises(CourseError, match=r"step 5: the loss is nan again, after 2 rollbacks .*lower train.lr"):
+        run(tmp_path, params(8, checkpoint_every=2, rollback={"tries": 2}))
+    assert len(seen) == 3
+    (course,) = tmp_path.glob(".work/train-*/course.json")
+    assert [item["start"] for item in json.loads(course.read_text())["rollbacks"]] == [4, 2]  # the one before, then
+
+
+def test_a_jump_of_the_loss_is_measured_against_the_median_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    make_project(tmp_path)
+    _poison(monkeypatch, 18, 1, by=5.0)
+    assert run(tmp_path, params(18, checkpoint_every=17, **QUIET))["rollbacks"] == 1
+    assert "step 18: the loss is" in capfd.readouterr().err
+
+
+def test_rates_are_lower_from_the_checkpoint_that_was_gone_back_to_and_not_before(tmp_path: Path) -> None:
+    config = RollbackConfig(factor=0.5, tries=3)
+    course = Course(tmp_path / "course.json", [Rollback(30, 20, "x"), Rollback(50, 40, "x")])
+    assert [course.rate(step, config) for step in (0, 19, 20, 39, 40, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    course.roll_back(Diverged(45, "y"), 40, config)
+    course.save()
+    assert Course.load(course.path) == course and course.rate(40, config) == 0.125
+    with pytest.raises(CourseError, match="step 46"):
+        course.roll_back(Diverged(46, "y"), 40, config)
+
+
+def _small(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
+    """A machine that holds so many positions of a batch in training."""
+    plain = VallE.loss
+
+    def loss(self: VallE, packed: Packed, *args: object, **named: object) -> tuple:
+        if self.training and packed.symbol.numel() > positions:
+            raise torch.OutOfMemoryError(f"{packed.symbol.shape}")
+        return plain(self, packed, *args, **named)
+
+    monkeypatch.setattr(VallE, "loss", loss)
+
+
+def test_a_batch_that_does_not_fit_is_taken_in_pieces_and_gives_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    for name in ("large", "small"):
+        make_project(tmp_path / name)
+    settings = params(6, batch_frames=300, optimizer="adamw", **QUIET)
+    assert run(tmp_path / "large", settings)["pieces"] == 1
+    _small(monkeypatch, 260)
+    figures = run(tmp_path / "small", settings)
+    assert figures["pieces"] == 2
+    assert "every batch is taken in 2 pieces from now on" in capfd.readouterr().err
+    large, small = (_weights(tmp_path / name) for name in ("large", "small"))
+    for name in large:
+        torch.testing.assert_close(small[name], large[name], rtol=0, atol=2e-5)
+
+
+def test_a_row_that_does_not_fit_alone_is_an_error_that_says_how_long_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_project(tmp_path)
+    _small(monkeypatch, 8)
+    with pytest.raises(
+        CourseError, match=r"one row of \d+ positions: shorten the longest \(train.max_response_seconds"
+    ):
+        run(tmp_path, params(4))
+
+
+@pytest.mark.parametrize("kind", ["ar-depth", "ar+nar", "nar-len", "v2-ar", "v2-nar"])
+@pytest.mark.parametrize("pieces", [2, 3, 16])
+def test_gradients_of_pieces_add_up_to_those_of_the_batch(kind: str, pieces: int) -> None:
+    """However unequal the rows are, and with more pieces than rows."""
+    model = build(kind).train()
+    samples = [sample for seed in range(2) for sample in rows(model.config, seed)]
+    packed = pack(samples, model.layout)
+    factors = [1.0 + level for level in range(LEVELS)]
+    options = {"label_smoothing": 0.1, "alignment_weight": 0.5, "level_factors": factors}
+    model.loss(packed, **options)[0].backward()
+    whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    cut = split(packed, pieces)
+    assert len(cut) == pieces
+    for piece in cut:
+        (model.loss(piece, **options, shares=piece.shares)[0] / pieces).backward()
+    for name, parameter in model.named_parameters():
+        if name in whole:
+            torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-4, atol=1e-6)
+
+
+def test_what_counts_as_out_of_memory() -> None:
+    said = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+    assert all(map(is_memory_error, (torch.OutOfMemoryError("x"), MemoryError(), RuntimeError(said))))
+    assert not any(map(is_memory_error, (RuntimeError("shape mismatch"), ValueError("not enough memory"))))

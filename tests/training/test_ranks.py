@@ -1,0 +1,153 @@
+"""Two real processes on gloo train as one does with twice the batch; rank 0 alone writes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.test_architecture import ROOT
+from tests.training.test_run import make_project, params, run
+from vall_e.config import TrainConfig
+from vall_e.data.batches import Batches
+from vall_e.training.ranks import check_launch, rank_of, strategy_of
+
+SETTINGS = {
+    "optimizer": "adamw", "text_dropout": 0.0, "input_mask": 0.0, "input_random": 0.0, "prompt_dropout": 0.0,
+    "loader_workers": 0, "device": "cpu",
+}  # fmt: skip
+TOLERANCE = 2e-5  # of a weight after 4 steps: sums of gradients in another order
+
+SCRIPT = '''
+"""A rank: trains, and leaves what it drew and what it ended with beside the project."""
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.training.test_run import params, run
+from vall_e.data.batches import Batches
+from vall_e.training import run as training
+from vall_e.training.ranks import rank_of
+
+root, settings = Path(sys.argv[1]), eval(sys.argv[2])
+drawn, plain, fitted = [], Batches._make_pool, training.fit
+
+def fit(*args):
+    out = fitted(*args)
+    torch.save({"weights": out.weights, "drawn": drawn}, root / f"rank{rank_of()}.pt")
+    return out
+
+def _make_pool(self, number):
+    if self.maker.augment:
+        first = (number * self.world + self.rank) * self.samples_per_pool
+        drawn.append([int(i) for i in self.order.at(torch.arange(first, first + self.samples_per_pool).numpy())])
+    return plain(self, number)
+
+Batches._make_pool, training.fit = _make_pool, fit
+run(root, params(4, devices=2, **settings))
+'''
+
+
+def _two(root: Path, settings: dict, *launcher: str) -> None:
+    make_project(root)
+    script = root / "rank.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*(launcher or [sys.executable]), str(script), str(root), repr(settings)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("two")
+    _two(root, SETTINGS)
+    return root
+
+
+def test_two_ranks_are_one_with_twice_the_batch(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process that accumulates the two ranks' batches takes the same steps."""
+    make_project(tmp_path)
+    plain, shares = Batches.batch, {}
+
+    def batch(self: Batches, step: int) -> list:
+        if not self.maker.augment:
+            return plain(self, step)
+        if not shares:
+            shares.update({rank: self.share(rank, 2) for rank in range(2)})
+        return plain(shares[step % 2], step // 2)
+
+    monkeypatch.setattr(Batches, "batch", batch)
+    one = run(tmp_path, params(4, accumulate=2, **SETTINGS))
+    a, b = (load_file(root / "models/voice/model.safetensors") for root in (tmp_path, two))
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], rtol=0, atol=TOLERANCE)
+    curve = (two / "plots/train.csv").read_text()
+    (loss,) = re.findall(r"^4,val,loss,(.*)$", curve, flags=re.MULTILINE)
+    assert float(loss) == pytest.approx(one["val.loss"], abs=1e-3)
+
+
+def test_both_ranks_end_with_the_same_weights_and_rank_0_alone_writes(two: Path) -> None:
+    first, second = (torch.load(two / f"rank{rank}.pt", weights_only=False) for rank in range(2))
+    assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
+    steps = [
+        line.split(",")[0] for line in (two / "plots/train.csv").read_text().splitlines() if ",train,loss," in line
+    ]
+    assert steps == ["4"]  # once
+    assert not list(two.glob(".work/train-*"))
+
+
+def test_ranks_draw_nothing_twice_in_an_epoch(two: Path) -> None:
+    """The utterances that samples are made around; of joined clips the first. Those joined to it are drawn freely."""
+    pools = [torch.load(two / f"rank{rank}.pt", weights_only=False)["drawn"] for rank in range(2)]
+    size = len(pools[0][0])
+    epoch = 26  # utterances of the split
+    seen = [index for turn in zip(*pools, strict=False) for pool in turn for index in pool]
+    assert len(seen) >= 2 * size
+    assert max(Counter(seen[:epoch]).values()) == 1
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them_as_well(two: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    _two(tmp_path, SETTINGS, *launcher)
+    a, b = (load_file(root / "models/voice/model.safetensors") for root in (tmp_path, two))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_weights_that_are_shared_out_end_as_whole_ones(tmp_path: Path) -> None:
+    settings = SETTINGS | {"ema_decay": 0.0}
+    for strategy in ("ddp", "fsdp"):
+        _two(tmp_path / strategy, settings | {"strategy": strategy})
+    a, b = (load_file(tmp_path / name / "models/voice/model.safetensors") for name in ("ddp", "fsdp"))
+    assert set(a) == set(b)
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], rtol=0, atol=TOLERANCE)
+
+
+def test_who_a_process_is_and_what_was_started() -> None:
+    assert [rank_of(e) for e in ({}, {"LOCAL_RANK": "1"}, {"RANK": "5", "LOCAL_RANK": "1"})] == [0, 1, 5]
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    check_launch(TrainConfig(nodes=2, devices=4), torchrun)
+    with pytest.raises(ValueError, match=r"torchrun started 2 node\(s\) of 4 processes, and .* are 1, 4"):
+        check_launch(TrainConfig(devices=4), torchrun)
+    with pytest.raises(ValueError, match="torchrun --nnodes 2 --nproc-per-node 4 -m stages.train"):
+        check_launch(TrainConfig(nodes=2, devices=4), {})
+
+
+def test_what_cannot_be_shared_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="train.optimizer adamw"):
+        TrainConfig(strategy="fsdp", optimizer="muon")
+    with pytest.raises(ValueError, match="set train.ema_decay 0"):
+        TrainConfig(strategy="deepspeed", optimizer="adamw")
+    with pytest.raises(ValueError, match=r"vall-e-workflow\[deepspeed\]"):
+        strategy_of(TrainConfig(strategy="deepspeed", optimizer="adamw", ema_decay=0.0))

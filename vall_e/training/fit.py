@@ -1,0 +1,160 @@
+"""Run the optimiser until the last step, from the last whole checkpoint where there is one.
+
+A "Lightning epoch" here is the stretch of steps between two checkpoints. Batches, dropout and corruption are functions
+of (seed, step) alone, so a run that was killed goes on from its last checkpoint and ends as if nothing had happened. A
+step that diverged, or that did not fit into memory, takes it back to that checkpoint with another ``Course``.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from vall_e.config import Params, TrainConfig
+from vall_e.corpus.work import WorkFolder, key_of
+from vall_e.models.start import sources
+from vall_e.models.vall_e import VallE
+from vall_e.training.average import Average
+from vall_e.training.checkpoints import Checkpoints, Direct, find, step_back
+from vall_e.training.course import Course, CourseError, Diverged
+from vall_e.training.curves import Curves, Log
+from vall_e.training.distill import Teacher
+from vall_e.training.feed import Data
+from vall_e.training.guard import Guard, Stop
+from vall_e.training.memory import is_memory_error
+from vall_e.training.module import VallEModule
+from vall_e.training.ranks import check_launch, rank_of, strategy_of
+from vall_e.training.samples import Samples, Show
+from vall_e.training.sharding import ShardedModule, whole_state
+
+NO_INFLUENCE = {
+    "threads": True,
+    "loader_workers": True,
+    "samples": True,
+    "preflight": True,
+    "rollback": {"tries": True},
+}  # on the result
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A run that reached its last step.
+
+    Attributes:
+        weights: the voice's state dict; of several processes only rank 0 is sure to have it.
+    """
+
+    curves: Curves
+    work: WorkFolder
+    course: Course
+    weights: dict[str, Tensor]
+
+
+def fit(
+    params: Params,
+    model: VallE,
+    data: Data,
+    root: Path,
+    work_root: Path,
+    log: Log | None,
+    teacher: Teacher | None = None,
+    live: Path | None = None,
+    show: Show | None = None,
+) -> Fitted:
+    """Train ``model`` in place; arguments are those of ``train``.
+
+    Raises:
+        CourseError: it diverges whatever the rate, or one row does not fit into memory.
+        CheckpointError: no room for a checkpoint.
+        KeyboardInterrupt: it was stopped before the last step.
+    """
+    config = params.train
+    if config.precision == "16-mixed" and not torch.cuda.is_available():
+        raise ValueError("train.precision 16-mixed needs a GPU (CUDA), and there is none: take bf16-mixed or 32-true")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    check_launch(config)
+    work = _work_folder(params, root, work_root)
+    course = Course.load(work.path / "course.json")
+    module = (ShardedModule if config.strategy == "fsdp" else VallEModule)(model, config, teacher)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    stop = Stop()
+    while True:
+        curves = Curves(work.path / "train.csv", config.max_steps, log, live and live / "train.csv")
+        guard, average = Guard(config, course, stop), Average(config.ema_decay)
+        watching: list[Callback] = [guard] + [average] * (config.strategy != "fsdp")
+        if rank_of() == 0:
+            watching.append(curves)
+            if show is not None and config.samples is not None:
+                watching.append(Samples(config, average, curves, show, (live or work.path) / "samples"))
+        trainer = _trainer(config, work, course, watching)
+        if _run(trainer, module, data, work, course, guard):
+            break
+        del trainer
+        gc.collect()  # what the failed step holds, before the next begins
+        torch.cuda.empty_cache()
+    if trainer.global_step < config.max_steps:
+        raise KeyboardInterrupt(f"stopped at step {trainer.global_step} of {config.max_steps}: run again to go on")
+    if config.strategy == "fsdp":
+        return Fitted(curves, work, course, whole_state(model))
+    average.take_over(module)
+    return Fitted(curves, work, course, model.state_dict())
+
+
+def _work_folder(params: Params, root: Path, work_root: Path) -> WorkFolder:
+    package = Path(__file__).parent.parent
+    inputs = [root / "data/encode", root / "data/similar", root / "data/phonemize", root / "models/codec"]
+    code = [package / name for name in ("models", "nn", "backbones", "data", "training")]
+    facts = {
+        "model": params.model.model_dump(mode="json"),
+        "train": params.train.model_dump(mode="json", exclude=NO_INFLUENCE),
+    }
+    return WorkFolder("train", key_of(*inputs, *sources(params, root), params=facts, code=code), work_root)
+
+
+def _trainer(config: TrainConfig, work: WorkFolder, course: Course, watching: list[Callback]) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[config.device], devices=config.devices,
+        num_nodes=config.nodes, strategy=strategy_of(config), precision=config.precision,
+        max_steps=config.max_steps, max_epochs=-1, accumulate_grad_batches=config.accumulate * course.pieces,
+        gradient_clip_val=config.grad_clip, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0,
+        callbacks=[*watching, Checkpoints(work.path)], logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=work.path,
+        plugins=[] if config.strategy == "deepspeed" else [Direct()],
+    )  # fmt: skip
+
+
+def _run(trainer: pl.Trainer, module: VallEModule, data: Data, work: WorkFolder, course: Course, guard: Guard) -> bool:
+    """Train from the last whole checkpoint on; false where the course was changed and it has to begin anew."""
+    found, config = find(work.path), module.config
+    data.pieces = course.pieces
+    try:
+        # Our own checkpoint, in a folder keyed by our own inputs: pickled optimiser state is welcome here only.
+        trainer.fit(module, data, ckpt_path=found[0] if found else None, weights_only=False)
+        return True
+    except Diverged as seen:
+        _, start = find(work.path)
+        if course.went_back_to(start):  # what was saved there may be what is wrong
+            step_back(work.path)
+            _, start = find(work.path)
+        said = course.roll_back(seen, start, config.rollback)
+    except Exception as error:
+        if not is_memory_error(error):
+            raise
+        _, start = find(work.path)
+        said = course.halve(guard.shape, start)
+        if trainer.world_size > 1:  # the others wait in the middle of a step
+            course.save()
+            raise CourseError(f"{said}. Run again: all {trainer.world_size} processes go on so") from error
+    if trainer.is_global_zero:
+        course.save()
+        print(said, file=sys.stderr, flush=True)
+    return False
