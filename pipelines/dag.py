@@ -8,12 +8,13 @@ from pathlib import Path
 from vall_e.config import ConfigError
 
 
-def stage_order(root: str | Path = ".", targets: Sequence[str] = ()) -> list[str]:
+def stage_order(root: str | Path = ".", targets: Sequence[str] = (), *, upstream: bool = True) -> list[str]:
     """The stages of ``dvc.yaml`` so that each comes after what it depends on; ties in alphabetical order.
 
     Args:
         root: the project's folder.
         targets: only these stages and what they depend on; all by default.
+        upstream: False: only these stages.
 
     Raises:
         ConfigError: no DVC project, no such stage, or a ``dvc.yaml`` that DVC cannot read.
@@ -33,6 +34,8 @@ def stage_order(root: str | Path = ".", targets: Sequence[str] = ()) -> list[str
         raise ConfigError(f"{Path(root).resolve()}: DVC cannot read the pipeline: {error}") from None
     if unknown := sorted(set(targets) - set(graph)):
         raise ConfigError(f"no stage {', '.join(unknown)} in dvc.yaml; there are {', '.join(sorted(graph))}")
-    if targets:
-        graph = graph.subgraph(set(targets).union(*(nx.ancestors(graph, target) for target in targets)))
-    return list(nx.lexicographical_topological_sort(graph))
+    order = list(nx.lexicographical_topological_sort(graph))
+    if not targets:
+        return order
+    chosen = set(targets).union(*(nx.ancestors(graph, target) for target in targets if upstream))
+    return [stage for stage in order if stage in chosen]

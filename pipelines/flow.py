@@ -6,9 +6,7 @@ run at a time per workspace: a second one is refused.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,42 +14,21 @@ from pipelines.settings import use_local_prefect
 
 use_local_prefect()
 
-from filelock import FileLock, Timeout  # noqa: E402
 from prefect import flow, get_run_logger, task  # noqa: E402
-from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.runtime import flow_run  # noqa: E402
+from prefect.states import Completed, State  # noqa: E402
 
+from pipelines.artifacts import FLOW_TAG, leave_artifacts, leave_records  # noqa: E402
+from pipelines.command import StageFailed, run_dvc  # noqa: E402
 from pipelines.dag import stage_order  # noqa: E402
-from pipelines.process import run_process  # noqa: E402
-from pipelines.summary import markdown  # noqa: E402
+from pipelines.figures import workspace_metrics  # noqa: E402
+from pipelines.profile import prepare, write_params  # noqa: E402
+from pipelines.watched import check_watched  # noqa: E402
+from pipelines.workspace import workspace_lock  # noqa: E402
+from vall_e.config import ConfigError, load_params, read_yaml  # noqa: E402
 
 HOURS = 3600.0
-# What DVC advises after every stage, to people at a prompt.
-_ADVICE = (
-    "To track the changes",
-    "git add ",
-    "To enable auto staging",
-    "dvc config ",
-    "Use `dvc push`",
-    "Updating lock",
-)
-
-
-class StageFailed(RuntimeError):
-    """A stage ended with an error; ``lines`` are the last it said.
-
-    Attributes:
-        input_error: the stage said in one line what is wrong with its input: trying again cannot help.
-    """
-
-    def __init__(self, stage: str, code: int, lines: list[str]):
-        said = next((line for line in reversed(lines) if line.startswith(f"{stage}: error: ")), None)
-        self.stage, self.input_error, self.lines = stage, said is not None, lines[-20:]
-        super().__init__(said or f"{stage} ended with exit code {code}:\n" + "\n".join(self.lines))
-
-
-class WorkspaceBusy(RuntimeError):
-    """Another run of the pipeline holds the workspace."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +39,8 @@ class StageResult:
     ran: bool
 
 
-def _worth_retrying(task, task_run, state) -> bool:
+def worth_retrying(task, task_run, state) -> bool:
+    """False for what trying again cannot help: a stage that refused its input."""
     failure = state.result(raise_on_failure=False)
     return not (isinstance(failure, StageFailed) and failure.input_error)
 
@@ -74,81 +52,121 @@ def _worth_retrying(task, task_run, state) -> bool:
     persist_result=False,
     retries=1,
     retry_delay_seconds=5,
-    retry_condition_fn=_worth_retrying,
+    retry_condition_fn=worth_retrying,
 )
-def run_stage(stage: str, root: str, timeout_seconds: float | None = 24 * HOURS, track: bool = True) -> StageResult:
-    """Run one stage with DVC. Raises StageFailed or StepTimeout; a cancelled run leaves no process behind."""
+def run_stage(
+    stage: str, root: str, timeout_seconds: float | None = 24 * HOURS, tags: dict[str, str] | None = None
+) -> StageResult:
+    """Run one stage with DVC. Raises StageFailed or StepTimeout; a cancelled run leaves no process behind.
+
+    Args:
+        tags: for the MLflow run of the stage; None: a stage that DVC skipped is not recorded.
+    """
     logger = get_run_logger()
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    env = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
-
-    def log(line: str) -> None:
-        if not line.strip().startswith(_ADVICE):
-            logger.info("%s", line)
-
-    code, lines = run_process(command, log, cwd=root, env=env, timeout=timeout_seconds)
+    words = ["repro", "--single-item", stage]
+    code, lines = run_dvc(words, root, lambda line: logger.info("%s", line), timeout_seconds, tags)
     if code:
         raise StageFailed(stage, code, lines)
     ran = any(line.startswith("Running stage") for line in lines)
-    if not ran and track:
-        _record_cached(stage)
+    if not ran and tags is not None:
+        _record_cached(stage, tags)
     return StageResult(stage, ran)
 
 
-def _record_cached(stage: str) -> None:
+def _record_cached(stage: str, tags: Mapping[str, str]) -> None:
     """Leave a trace of the skipped stage in MLflow, through the stage's own module."""
     from importlib import import_module
 
     from stages.runner import record_cached
-    from vall_e.config import load_params
 
-    record_cached(import_module(f"stages.{stage}").STAGE, load_params())
+    record_cached(import_module(f"stages.{stage}").STAGE, load_params(), tags)
 
 
-@flow(name="vall-e", flow_run_name="{profile}", persist_result=False, validate_parameters=True)
+def _run_name() -> str:
+    """The profile: the one asked for, or the one that ``params.yaml`` names."""
+    asked = flow_run.parameters
+    path = Path(asked["root"]) / "params.yaml"
+    if asked["profile"] or not path.is_file():
+        return asked["profile"] or path.name
+    return str(read_yaml(path).get("profile", path.name))
+
+
+@flow(name="vall-e", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
 def pipeline(
     targets: list[str] | None = None,
     root: str = ".",
-    profile: str = "params.yaml",
+    profile: str | None = None,
+    settings: list[str] | None = None,
+    upstream: bool = True,
     timeout_seconds: float = 24 * HOURS,
+    stage_timeouts: dict[str, float] | None = None,
     retries: int = 1,
+    stage_retries: dict[str, int] | None = None,
     track: bool = True,
 ) -> list[StageResult]:
-    """Run the stages that ``targets`` need, all by default.
+    """Run the stages that ``targets`` need, all by default. The message of the final state says what ran.
 
     Args:
         root: the project's folder.
-        profile: name of the run; the parameters are those in ``params.yaml``.
+        profile: written into ``params.yaml`` first, over the committed one; by default ``params.yaml`` is run as it is.
+        settings: ``section.key=value`` put over the profile, or over ``params.yaml`` as it is.
+        upstream: run what the targets depend on as well; False: the targets alone, on what is there.
         timeout_seconds: what one stage may take.
+        stage_timeouts: the same for stages by name.
         retries: how often a stage that crashed is started again; one that refused its input is not.
+        stage_retries: the same for stages by name.
         track: record skipped stages in MLflow.
 
     Raises:
         WorkspaceBusy: another run holds the workspace.
+        ConfigError: an unknown stage, profile, key or value; nothing has been written.
         StageFailed: a stage ended with an error; the stages after it did not run.
     """
-    lock = Path(root) / ".work" / "pipeline.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    results: list[StageResult] = []
+    folder, tags = Path(root), {FLOW_TAG: flow_run.id}
+    timeouts, tries = stage_timeouts or {}, stage_retries or {}
+    with workspace_lock(root):
+        _check_names(root, [*timeouts, *tries])
+        if profile or settings:
+            use_profile(folder, profile, settings or ())
+        order = stage_order(root, targets or (), upstream=upstream)
+        get_run_logger().info("%d stages: %s", len(order), " → ".join(order))
+        before, results = workspace_metrics(root), []
+        try:
+            for stage in order:
+                step = run_stage.with_options(retries=tries.get(stage, retries))
+                results.append(step(stage, root, timeouts.get(stage, timeout_seconds), tags if track else None))
+        except Exception:  # a cancelled run has no time for artifacts
+            _leave(folder, order, results, before, track)
+            raise
+        _leave(folder, order, results, before, track)
+    return _final_state(results)
+
+
+def use_profile(root: Path, profile: str | None, settings: Iterable[str]) -> None:
+    """Write a profile and settings into ``params.yaml``. Raises ConfigError with the file untouched."""
+    text, params = prepare(root, profile, settings)
+    check_watched(root / params.ingest.path)
+    write_params(root, text)
+
+
+def _check_names(root: str, names: Iterable[str]) -> None:
+    if (asked := set(names)) and (unknown := sorted(asked - set(stages := stage_order(root)))):
+        raise ConfigError(f"no stage {', '.join(unknown)} in dvc.yaml; there are {', '.join(sorted(stages))}")
+
+
+def _leave(root: Path, order: list[str], results: list[StageResult], before: dict, track: bool) -> None:
+    """Leave the artifacts; where that fails the run's own end must not be hidden by it."""
+    states = {result.stage: "ran" if result.ran else "unchanged" for result in results}
     try:
-        with FileLock(lock, timeout=0):
-            order = stage_order(root, targets or ())
-            get_run_logger().info("%d stages: %s", len(order), " → ".join(order))
-            step = run_stage.with_options(retries=retries)
-            try:
-                for stage in order:
-                    results.append(step(stage, root, timeout_seconds, track))
-            finally:
-                states = {result.stage: "ran" if result.ran else "unchanged" for result in results}
-                text = markdown(order, states, _metrics(Path(root)))
-                create_markdown_artifact(text, key="pipeline", description="What ran, what was kept, what was rejected")
-    except Timeout:
-        raise WorkspaceBusy(f"another run holds {lock.resolve()}: wait for it, or cancel it first") from None
-    return results
+        leave_artifacts(root, order, states, before)
+        if track:
+            leave_records(root, load_params(root / "params.yaml").tracking, flow_run.id)
+    except Exception:
+        get_run_logger().exception("The run has no artifacts")
 
 
-def _metrics(root: Path) -> dict[str, dict]:
-    return {
-        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / "metrics").glob("*.json"))
-    }
+def _final_state(results: list[StageResult]) -> State[list[StageResult]]:
+    ran = [result.stage for result in results if result.ran]
+    if ran:
+        return Completed(data=results, message=f"{len(ran)} of {len(results)} stages ran: {', '.join(ran)}")
+    return Completed(data=results, name="Unchanged", message=f"nothing changed: DVC kept all {len(results)} stages")

@@ -9,17 +9,18 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from vall_e.config import ConfigError, Params, merge, parse_params, read_yaml
+from vall_e.config import ConfigError, Params, merge, parse_params, parse_yaml, read_yaml
+from vall_e.corpus.work import write_text
 from vall_e.profiles import profile_files
 
 DEMO = "demo"
@@ -58,17 +59,30 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     """``["train.max_steps=10"]`` → ``{"train": {"max_steps": 10}}``; the value is read as YAML."""
     out: dict[str, Any] = {}
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not all(part.isidentifier() for part in key.split(".")):
-            raise ConfigError(f"--set {setting!r}: expected section.key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting!r}: the value is not YAML: {error}") from None
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        out = merge(out, value)
+        out = merge(out, nested(*read_setting(setting, f"--set {setting!r}", "value")))
     return out
+
+
+def read_setting(setting: str, said: str, form: str) -> tuple[str, Any]:
+    """``section.key=YAML`` as the key and its value.
+
+    Raises:
+        ConfigError: it is none; the message begins with ``said`` and shows the ``form`` of the value.
+    """
+    key, equals, text = setting.partition("=")
+    if not equals or not all(part.isidentifier() for part in key.split(".")):
+        raise ConfigError(f"{said}: expected section.key={form}")
+    try:
+        return key, parse_yaml(text)
+    except YAMLError as error:
+        raise ConfigError(f"{said}: what is behind the = is not YAML: {error}") from None
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """``("train.max_steps", 10)`` → ``{"train": {"max_steps": 10}}``."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def overridden(text: str, override: Mapping[str, Any]) -> tuple[str, Params]:
@@ -79,7 +93,7 @@ def overridden(text: str, override: Mapping[str, Any]) -> tuple[str, Params]:
     """
     style = _yaml()
     document = style.load(text) or {}
-    params = parse_params(merge(yaml.safe_load(text) or {}, dict(override)), "the merged parameters")
+    params = parse_params(merge(parse_yaml(text) or {}, dict(override)), "the merged parameters")
     _put(document, override)
     buffer = io.StringIO()
     style.dump(document, buffer)
@@ -94,14 +108,27 @@ def _put(document: dict, override: Mapping[str, Any]) -> None:
             document[key] = value
 
 
+def prepare(root: Path, profile: str | None, settings: Iterable[str]) -> tuple[str, Params]:
+    """The text of ``params.yaml`` for a run, and the validated parameters. Nothing is written.
+
+    Raises:
+        ConfigError: an unknown profile, key or value.
+    """
+    override = parse_settings(settings)
+    if profile is None:
+        path = root / "params.yaml"
+        if not path.is_file():
+            raise ConfigError(f"{path.resolve()}: no such file (run from the project's folder)")
+        return overridden(path.read_text(encoding="utf-8"), override)
+    return overridden(committed_params(root), merge(profile_overrides(root, profile), override))
+
+
 def write_params(root: Path, text: str) -> None:
     """Replace ``params.yaml`` atomically; a file that already says the same is left alone."""
     path = root / "params.yaml"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    temporary = path.with_name(".params.yaml.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)
 
 
 def settings_for_dvc(override: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -121,7 +148,8 @@ def _hydra(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(_hydra(item) for item in value) + "]"
     if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        # A backslash is one, unless a quote follows those that stand together.
+        return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
     return json.dumps(value)
 
 

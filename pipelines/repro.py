@@ -13,29 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.profile import (
-    committed_params,
-    overridden,
-    parse_settings,
-    profile_overrides,
-    write_params,
-)
-from vall_e.config import ConfigError, Params, merge
-
-
-def prepare(root: Path, profile: str | None, settings: Sequence[str]) -> tuple[str, Params]:
-    """The text of ``params.yaml`` for a run, and the validated parameters. Nothing is written.
-
-    Raises:
-        ConfigError: an unknown profile, key or value.
-    """
-    override = parse_settings(settings)
-    if profile is None:
-        path = root / "params.yaml"
-        if not path.is_file():
-            raise ConfigError(f"{path.resolve()}: no such file (run from the project's folder)")
-        return overridden(path.read_text(encoding="utf-8"), override)
-    return overridden(committed_params(root), merge(profile_overrides(root, profile), override))
+from pipelines.profile import prepare
+from pipelines.watched import check_watched
+from vall_e.config import ConfigError, Params
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,19 +23,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     root = Path(".")
     try:
-        text, params = prepare(root, args.profile, args.set)
+        _, params = prepare(root, args.profile, args.set)
+        check_watched(root / params.ingest.path)
         if args.dry_run:
             return _dry_run(params, args.stage)
-        if args.profile or args.set:
-            write_params(root, text)
     except (ConfigError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    from pipelines.flow import StageFailed, WorkspaceBusy, pipeline
+    from pipelines.command import StageFailed
+    from pipelines.flow import pipeline
     from pipelines.process import StepTimeout
+    from pipelines.workspace import WorkspaceBusy
 
     try:
-        pipeline([args.stage] if args.stage else None, profile=params.profile, retries=args.retries)
+        pipeline([args.stage] if args.stage else None, profile=args.profile, settings=args.set, retries=args.retries)
     except (StageFailed, StepTimeout, WorkspaceBusy, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

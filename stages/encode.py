@@ -8,7 +8,7 @@ from pathlib import Path
 from stages.runner import Context, Figures, Stage, main
 
 ABOUT = """\
-Trim, level and resample every recording that has phones, and write its codes with text, phones, speaker and split into
+Level and resample every recording that has phones, and write its codes with text, phones, speaker and split into
 Parquet shards of encode.shard_size utterances. encode.speeds adds copies of the training utterances at other speeds,
 encode.mixtures every clip in noise and under another voice (mixtures-*.parquet, for the tasks ns, sr, nse and tse).
 Finished shards wait in .work/, so a killed run goes on where it was."""
@@ -17,7 +17,7 @@ Finished shards wait in .work/, so a killed run goes on where it was."""
 def run(stage: Context) -> Figures:
     from vall_e.corpus.encode import encode
 
-    manifest, phones = Path("data/ingest/manifest.parquet"), Path("data/phonemize/phones.parquet")
+    manifest, phones = Path("data/quality/manifest.parquet"), Path("data/phonemize/phones.parquet")
     return encode(stage.params, manifest, phones, Path("models/codec"), stage.out("data/encode"))
 
 
@@ -25,8 +25,16 @@ STAGE = Stage(
     "encode",
     ABOUT,
     run,
-    params=("encode", "codec.name"),
-    reads=("data/ingest", "data/phonemize", "models/codec"),
+    params=(
+        "codec.name",
+        "encode.shard_size",
+        "encode.batch_seconds",
+        "encode.loudness_lufs",
+        "encode.speeds",
+        "encode.mixtures",
+        "encode.max_reject_rate",
+    ),
+    reads=("data/quality", "data/phonemize", "models/codec"),
     writes=("data/encode",),
 )
 

@@ -7,10 +7,9 @@ import sys
 from stages.runner import Context, Figures, Stage, main
 
 ABOUT = """\
-Make the manifest: one row per recording, with speaker, text, split and digest. Recordings come from a folder
-(ingest.source: folder; {speaker}/ folders, LJSpeech, or text and speaker out of the file name), or are spoken by
-espeak-ng (source: espeak). What is too short, too long, too quiet, clipped or unreadable is written to rejects.parquet
-with the rule that it broke."""
+Make the manifest: one row per recording, of any length, with speaker, text and digest. Recordings come from a folder
+or a manifest (ingest.source: folder; docs/recordings.md shows the layouts), or are spoken by espeak-ng (espeak).
+What is too short, too quiet, clipped or unreadable is written to rejects.parquet with the rule that it broke."""
 
 
 def run(stage: Context) -> Figures:

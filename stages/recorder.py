@@ -31,11 +31,18 @@ class Recorder:
         config: where the records live.
         root: the project's folder.
         stage, profile: names the run.
+        purpose: ``model`` or ``data``: which experiment.
         training_run: id of the run that trained the model this stage works on.
     """
 
     def __init__(
-        self, config: TrackingConfig, root: Path, stage: str, profile: str, training_run: str | None = None
+        self,
+        config: TrackingConfig,
+        root: Path,
+        stage: str,
+        profile: str,
+        purpose: str = "model",
+        training_run: str | None = None,
     ) -> None:
         self._stage, self._id = stage, None
         self._child = subprocess.Popen(
@@ -45,7 +52,7 @@ class Recorder:
             text=True,
             encoding="utf-8",
         )
-        self._send("open", config.model_dump(mode="json"), str(root), stage, profile, training_run)
+        self._send("open", config.model_dump(mode="json"), str(root), stage, profile, purpose, training_run)
 
     @property
     def id(self) -> str:
@@ -69,8 +76,8 @@ class Recorder:
     def parent_metrics(self, values: dict[str, Any], prefix: str) -> None:
         self._send("parent_metrics", values, prefix)
 
-    def tags(self, values: dict[str, str]) -> None:
-        self._send("tags", values)
+    def tags(self, values: dict[str, str], parent: bool = False) -> None:
+        self._send("tags", values, parent)
 
     def artifact(self, path: Path, folder: str | None = None, parent: bool = False) -> None:
         self._send("artifact", str(path), folder, parent)
@@ -80,6 +87,9 @@ class Recorder:
 
     def wrote(self, path: str, digest: str) -> None:
         self._send("wrote", path, digest)
+
+    def trained(self, name: str) -> None:
+        self._send("trained", name)
 
     def _send(self, call: str, *args: Any) -> None:
         line = json.dumps({"call": call, "args": args, "time": time.time()})
@@ -133,6 +143,7 @@ def main() -> int:
                 config, root, *names = args
                 run = tracking.start(TrackingConfig(**config), Path(root), *names, started=when)
                 print(run.id, file=reply, flush=True)
+                run.watch(TrackingConfig(**config).system_seconds)
             elif call == "close":
                 run.close(*args, ended=when)
                 return 0

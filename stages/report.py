@@ -8,8 +8,9 @@ from pathlib import Path
 from stages.runner import Context, Figures, Stage, main
 
 ABOUT = """\
-Build report/index.html (audio side by side, plots, tables, rejects), report/model_card.md and metrics/summary.json out
-of what the other stages left, and print what to do next. The page needs no server."""
+Build report/index.html (audio side by side, plots, tables, rejects), report/standalone.html (the same in one file, as
+MLflow shows it), report/model_card.md and metrics/summary.json out of what the other stages left, and print what to do
+next. The pages need no server."""
 
 
 def run(stage: Context) -> Figures:
@@ -31,6 +32,7 @@ STAGE = Stage(
     reads=(
         "data/ingest",
         "data/transcribe",
+        "data/quality",
         "data/phonemize",
         "data/encode",
         "data/evaluate",

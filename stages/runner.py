@@ -1,7 +1,7 @@
 """What every stage does around its own work: read and check the parameters, seed, record, time, write whole or nothing.
 
-A stage module declares a ``Stage`` and hands it to ``main``. Its out folders are built beside their places and renamed
-at the end, so a folder that exists is whole, whenever the process was killed.
+A stage module declares a ``Stage`` and hands it to ``main``. Its out folders are built beside their places, brought
+to the disk and renamed at the end, so a folder that exists is whole, whatever ended the process or the machine.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 from stages.recorder import Recorder, TrackingError
 from vall_e.config import Params, load_params
+from vall_e.corpus.work import digest_of, replace_folder, write_text
 
 Figures = Mapping[str, Any]
 ROOT = Path(".")
@@ -40,6 +41,8 @@ class Stage:
         writes: out folders that the stage owns.
         artifacts: out folders to copy into MLflow, into the model's training run as well.
         torch_seed: seed torch as well (imports it).
+        follow: what a process does that works for another one (rank above 0 of a training): it records, measures and
+            publishes nothing.
     """
 
     name: str
@@ -50,6 +53,12 @@ class Stage:
     writes: tuple[str, ...] = ()
     artifacts: tuple[str, ...] = ()
     torch_seed: bool = True
+    follow: Callable[[Params], None] | None = None
+
+    @property
+    def purpose(self) -> str:
+        """``model`` for what makes a voice or works on one, else ``data``: an experiment in MLflow each."""
+        return "model" if "models/voice" in (*self.reads, *self.writes) else "data"
 
 
 @dataclass
@@ -77,7 +86,8 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
             raise
         ours = type(error).__module__.startswith(("vall_e", "stages"))
         hint = "" if ours or isinstance(error, OSError) else f" ({_place(error)}; VALL_E_DEBUG=1 shows the traceback)"
-        print(f"{stage.name}: error: {error}{hint}", file=sys.stderr)
+        said = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        print(f"{stage.name}: error: {said}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"{stage.name}: stopped{f': {error}' if str(error) else ''}", file=sys.stderr)
@@ -91,8 +101,6 @@ def execute(stage: Stage, params: Params) -> dict[str, Any]:
     Raises:
         FileNotFoundError: an input is missing, naming the command that makes it.
     """
-    from vall_e.corpus.work import digest_of
-
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for path in stage.reads:
@@ -100,18 +108,29 @@ def execute(stage: Stage, params: Params) -> dict[str, Any]:
             raise FileNotFoundError(
                 f"{path} is not there: run `dvc repro {stage.name}`, which makes what {stage.name} needs"
             )
+    if stage.follow is not None and _follows():
+        stage.follow(params)
+        return {}
     for path in stage.writes:
         _prepare(Path(path))
-    with Recorder(params.tracking, ROOT, stage.name, params.profile, training_run_of(stage)) as run:
+    training_run = training_run_of(stage)
+    with Recorder(params.tracking, ROOT, stage.name, params.profile, stage.purpose, training_run) as run:
         run.params(_used(stage, params))
+        _record_state(run)
         seed_everything(getattr(getattr(params, stage.name, None), "seed", 0), with_torch=stage.torch_seed)
         for path in stage.reads:
             run.read(path, digest_of(path))
         context = Context(stage, params, run)
-        figures = dict(stage.run(context))
+        try:
+            figures = dict(stage.run(context))
+        except ValueError as error:
+            for path in stage.writes:
+                if (rows := _building(Path(path)) / "rejects.parquet").is_file():
+                    error.add_note(f"every reject is a row of {rows.as_posix()}")
+            raise
         figures["seconds"] = round(time.time() - context.started, 2)
         for path in stage.writes:
-            _publish(Path(path))
+            replace_folder(_building(Path(path)), Path(path))
             run.wrote(path, digest_of(path))
         write_json(ROOT / "metrics" / f"{stage.name}.json", figures)
         run.metrics(figures)
@@ -122,6 +141,15 @@ def execute(stage: Stage, params: Params) -> dict[str, Any]:
     return figures
 
 
+def _record_state(run: Recorder) -> None:
+    """Keep the parameters, and the digests of all that DVC has made up to here, with the run; the latter with the
+    model's training run as well."""
+    for name, parent in (("params.yaml", False), ("dvc.lock", True)):
+        if (file := ROOT / name).is_file():
+            run.artifact(file, "pipeline", parent)
+            run.tags({f"digest.{name}": digest_of(file)}, parent)
+
+
 def training_run_of(stage: Stage) -> str | None:
     """The id of the run that trained the model that a stage reads, written beside the model."""
     record = ROOT / "models" / "voice" / "run.json"
@@ -130,15 +158,15 @@ def training_run_of(stage: Stage) -> str | None:
     return None
 
 
-def record_cached(stage: Stage, params: Params) -> str:
-    """Record in MLflow that DVC found the stage unchanged. Returns the run's id."""
+def record_cached(stage: Stage, params: Params, origin: Mapping[str, str]) -> str:
+    """Record in MLflow, with the tags ``origin``, that DVC found the stage unchanged. Returns the run's id."""
     from stages import tracking
-    from vall_e.corpus.work import digest_of
 
     metrics_file = ROOT / "metrics" / f"{stage.name}.json"
     figures = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else {}
     outputs = {path: digest_of(path) for path in stage.writes if Path(path).exists()}
-    return tracking.record_cached(params.tracking, ROOT, stage.name, params.profile, figures, outputs)
+    where = (params.tracking, ROOT, stage.name, params.profile)
+    return tracking.record_cached(*where, figures, outputs, stage.purpose, origin)
 
 
 def seed_everything(seed: int, *, with_torch: bool) -> None:
@@ -154,10 +182,7 @@ def seed_everything(seed: int, *, with_torch: bool) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write figures atomically, numbers rounded to six digits after the point."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(_rounded(values), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(_rounded(values), indent=2) + "\n")
 
 
 def summary_line(name: str, figures: Figures) -> str:
@@ -184,6 +209,13 @@ def _rounded(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
+def _follows() -> bool:
+    """This process was started beside rank 0, by torchrun or by Lightning."""
+    from vall_e.training.ranks import rank_of
+
+    return rank_of() > 0
+
+
 def _building(path: Path) -> Path:
     return path.with_name(f".{path.name}.building")
 
@@ -191,15 +223,6 @@ def _building(path: Path) -> Path:
 def _prepare(path: Path) -> None:
     shutil.rmtree(_building(path), ignore_errors=True)
     _building(path).mkdir(parents=True)
-
-
-def _publish(path: Path) -> None:
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.replace(path, old)
-    os.replace(_building(path), path)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _used(stage: Stage, params: Params) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from stages.runner import Context, Figures, Stage, main
 ABOUT = """\
 Find for every utterance the similar.top_k most similar ones of its speaker (by MFCC statistics, by speaker embeddings,
 or by what the codes of data/encode stand for). Training takes some of its prompts from them, so that the model learns
-to keep a manner of speaking."""
+to keep a manner of speaking. Finished shards of features wait in .work/ for the next run."""
 
 
 def run(stage: Context) -> Figures:
@@ -24,8 +24,8 @@ def run(stage: Context) -> Figures:
         if voice is not None and voice.resolve() == Path("models/voice").resolve():
             raise ValueError("similar.voice: the train stage replaces models/voice: copy that voice and name the copy")
         tables = code_tables(voice, stage.params.codec, Path("models/codec"))
-    manifest = Path("data/ingest/manifest.parquet")
-    return similar(settings, manifest, Path("data/encode"), stage.out("data/similar"), tables=tables)
+    manifest, codes = Path("data/quality/manifest.parquet"), Path("data/encode")
+    return similar(settings, manifest, codes, stage.out("data/similar"), stage.params.executor, tables=tables)
 
 
 STAGE = Stage(
@@ -33,7 +33,7 @@ STAGE = Stage(
     ABOUT,
     run,
     params=("codec.name", "similar"),
-    reads=("data/ingest", "data/encode", "models/codec"),
+    reads=("data/quality", "data/encode", "models/codec"),
     writes=("data/similar",),
 )
 

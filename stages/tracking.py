@@ -1,9 +1,9 @@
-"""The project's record in MLflow, and the only module that imports it. Stages reach it through ``stages.recorder``.
+"""The project's record in MLflow: its store and its runs. Stages reach it through ``stages.recorder``.
 
-Every stage that runs leaves one MLflow run: its parameters, its figures, the digests of what it read and wrote.
-The runs are linked by tags: ``input.FOLDER`` of one run equals ``output.FOLDER`` of the run that made the folder
-(``made_by.FOLDER`` is that run's id), and ``training_run`` names the run of the model behind it. The training run is
-the parent record of a model: what later stages measure on the model is logged into it as well.
+Every stage that runs leaves one MLflow run: its parameters, its figures, the digests of what it read and wrote, the
+load of the machine. Runs on a model are in the experiment ``tracking.experiment``, those on data in one of their own
+behind ``-data``. Tags link them (``stages.lineage``), and ``training_run`` names the run of the model behind it. The
+training run is the parent record of a model: what later stages measure on the model is logged into it as well.
 
 Nothing leaves the machine: telemetry is off, and the default store is SQLite in the project's folder.
 """
@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
+from stages.lineage import INPUT, MADE_BY, OUTPUT, TRAINED, ancestors, find_maker
+from stages.origin import git_state, origin_tags, records_root
 from vall_e.config import TrackingConfig
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+Purpose = Literal["model", "data"]
 _MAX_VALUE = 6000  # characters of a parameter that MLflow stores
 _MAX_BATCH = 100  # parameters or tags in one MLflow request
 
@@ -51,8 +53,20 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def store_uri(config: TrackingConfig, root: Path) -> str:
-    """Where the records live: ``tracking.uri``, or an absolute SQLite address in the project's folder."""
-    return config.uri or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    """Where the records live: ``tracking.uri``, or an absolute SQLite address in the folder of the project.
+
+    A copy of the project that DVC makes for an experiment has the project's store, not one of its own.
+    """
+    return config.uri or f"sqlite:///{(records_root(root) / 'mlflow.db').resolve()}"
+
+
+def _database(uri: str) -> Path | None:
+    """The file of a SQLite address; None for any other store."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve() if uri.startswith("sqlite:///") else None
+
+
+def experiment_name(config: TrackingConfig, purpose: Purpose) -> str:
+    return config.experiment if purpose == "model" else f"{config.experiment}-data"
 
 
 def _quiet() -> None:
@@ -63,52 +77,60 @@ def _quiet() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
 
-def open_store(config: TrackingConfig, root: Path) -> tuple[MlflowClient, str]:
-    """The client and the experiment's id. Database and experiment are made once, however many processes start.
+def open_store(config: TrackingConfig, root: Path, purpose: Purpose = "model") -> tuple[MlflowClient, str]:
+    """The client and the id of the purpose's experiment.
 
-    MLflow lays a new database out in many steps and trips over one that was killed on the way. So it is laid out
-    under another name and renamed when it is whole.
+    Database and experiment are made once, however many processes start. MLflow lays a new database out in many steps
+    and trips over one that was killed on the way. So it is laid out under another name and renamed when it is whole.
+    Artifacts are beside a database of SQLite, whoever makes the experiment; else its server says where.
     """
     _quiet()
     from mlflow import MlflowClient
 
-    work, database = root / ".work", root / "mlflow.db"
-    fresh = (work / "mlflow-new.db").resolve()
+    uri = store_uri(config, root)
+    database = _database(uri)
+    home = records_root(root) if database is None else database.parent
+    work, fresh = home / ".work", home / ".work/mlflow-new.db"
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work / "mlflow.lock"):
-        if not config.uri and not database.exists():
+        if database is not None and not database.exists():
             for left in work.glob(f"{fresh.name}*"):
                 left.unlink()
             MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
             os.replace(fresh, database)
-        client = MlflowClient(store_uri(config, root))
-        experiment = client.get_experiment_by_name(config.experiment)
+        client = MlflowClient(uri)
+        name = experiment_name(config, purpose)
+        experiment = client.get_experiment_by_name(name)
         if experiment is not None:
             return client, experiment.experiment_id
-        place = None if config.uri else (root / "mlartifacts").resolve().as_uri()
-        return client, client.create_experiment(config.experiment, artifact_location=place)
+        place = None if database is None else (home / "mlartifacts").as_uri()
+        return client, client.create_experiment(name, artifact_location=place)
 
 
-def git_state(root: Path) -> dict[str, str]:
-    """Tags with the commit and whether files differ from it; empty outside a repository or before its first commit."""
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        commit = git("rev-parse", "--verify", "-q", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no")
-    except OSError:
-        return {}
-    return {"mlflow.source.git.commit": commit, "git.changed": str(bool(changed)).lower()} if commit else {}
+def experiments(client: MlflowClient, config: TrackingConfig) -> list[str]:
+    """The ids of the project's experiments that are there."""
+    names = [experiment_name(config, purpose) for purpose in ("model", "data")]
+    found = [client.get_experiment_by_name(name) for name in names]
+    return [experiment.experiment_id for experiment in found if experiment is not None]
 
 
 class Run:
     """One MLflow run. Figures given to it appear at once, so a long training can be watched."""
 
-    def __init__(self, client: MlflowClient, run_id: str, parent_id: str | None = None):
-        self.client, self.id, self.parent_id = client, run_id, parent_id
+    def __init__(
+        self, client: MlflowClient, run_id: str, parent_id: str | None = None, experiments: Sequence[str] = ()
+    ):
+        self.client, self.id, self.parent_id, self._experiments = client, run_id, parent_id, experiments
+        self._monitor = None
+
+    def watch(self, seconds: float | None) -> None:
+        """Sample the machine's load every so often until the run is closed, in a thread; null: not."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        if seconds is not None:
+            uri = self.client.tracking_uri
+            self._monitor = SystemMetricsMonitor(self.id, sampling_interval=seconds, tracking_uri=uri)
+            self._monitor.start()
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log nested parameters under dotted names."""
@@ -134,16 +156,21 @@ class Run:
         for start in range(0, len(items), _MAX_BATCH):
             self.client.log_batch(run_id, metrics=items[start : start + _MAX_BATCH])
 
-    def tags(self, values: Mapping[str, str]) -> None:
-        for key, value in values.items():
-            self.client.set_tag(self.id, key, value)
+    def tags(self, values: Mapping[str, str], parent: bool = False) -> None:
+        """Set tags (``parent``: of the training run as well)."""
+        for run_id in self._runs(parent):
+            for key, value in values.items():
+                self.client.set_tag(run_id, key, value)
 
     def artifact(self, path: str | Path, folder: str | None = None, parent: bool = False) -> None:
         """Copy a file or a folder into the run's artifacts (``parent``: into the training run's as well)."""
         path = Path(path)
         log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-        for run_id in {self.id, self.parent_id if parent and self.parent_id else self.id}:
+        for run_id in self._runs(parent):
             log(run_id, str(path), folder)
+
+    def _runs(self, parent: bool) -> set[str]:
+        return {self.id, self.parent_id if parent and self.parent_id else self.id}
 
     def read(self, path: str, digest: str) -> None:
         """Record a dataset that the stage read: a dataset input, and the tag that links it to the run that made it."""
@@ -152,29 +179,30 @@ class Run:
         kind = InputTag("mlflow.data.context", path)
         dataset = Dataset(name=path, digest=digest[:36], source_type="local", source=f'{{"uri": "{path}"}}')
         self.client.log_inputs(self.id, [DatasetInput(dataset, [kind])])
-        self.tags({f"input.{path}": digest})
-        if maker := find_maker(self.client, self.client.get_run(self.id).info.experiment_id, path, digest):
-            self.tags({f"made_by.{path}": maker})
+        self.tags({f"{INPUT}{path}": digest})
+        if maker := find_maker(self.client, self._experiments, path, digest):
+            self.tags({f"{MADE_BY}{path}": maker})
 
     def wrote(self, path: str, digest: str) -> None:
         """Record what the stage made: the tag by which later runs find this one."""
-        self.tags({f"output.{path}": digest})
+        self.tags({f"{OUTPUT}{path}": digest})
+
+    def trained(self, name: str) -> None:
+        """Say on every data run before this one that a model was trained on its data; ``name`` is for people."""
+        for run in ancestors(self.client, self.id):
+            self.client.set_tag(run.info.run_id, f"{TRAINED}{self.id}", name)
 
     def close(self, error: str | None = None, stopped: bool = False, ended: float | None = None) -> None:
         """End the run: FINISHED, FAILED with the ``error``, or KILLED where it was ``stopped`` from outside."""
+        if self._monitor is not None:
+            self._monitor.finish()
         if error:
             self.client.set_tag(self.id, "error", error[:_MAX_VALUE])
         status = "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
         self.client.set_terminated(self.id, status, _milliseconds(ended))
 
 
-def find_maker(client: MlflowClient, experiment_id: str, path: str, digest: str) -> str | None:
-    """The id of the newest run that wrote exactly these bytes to ``path``."""
-    found = client.search_runs([experiment_id], f"tags.`output.{path}` = '{digest}'", max_results=1)
-    return found[0].info.run_id if found else None
-
-
-def _exists(client: MlflowClient, run_id: str | None) -> bool:
+def exists(client: MlflowClient, run_id: str | None) -> bool:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -188,6 +216,7 @@ def start(
     root: Path,
     stage: str,
     profile: str,
+    purpose: Purpose = "model",
     training_run: str | None = None,
     started: float | None = None,
 ) -> Run:
@@ -199,14 +228,14 @@ def start(
             store (a model from elsewhere) is left out.
         started: seconds since the epoch; now by default.
     """
-    client, experiment = open_store(config, root)
-    parent = training_run if _exists(client, training_run) else None
+    client, experiment = open_store(config, root, purpose)
+    parent = training_run if exists(client, training_run) else None
     tags = {"stage": stage, "profile": profile, "host": socket.gethostname(), "mlflow.source.name": f"stages.{stage}"}
-    tags |= git_state(root)
+    tags |= git_state(root) | origin_tags()
     if parent:
         tags |= {"training_run": parent, "mlflow.parentRunId": parent}
     created = client.create_run(experiment, _milliseconds(started), tags, run_name=f"{stage} {profile}")
-    return Run(client, created.info.run_id, parent)
+    return Run(client, created.info.run_id, parent, experiments(client, config))
 
 
 def _milliseconds(seconds: float | None) -> int:
@@ -214,24 +243,51 @@ def _milliseconds(seconds: float | None) -> int:
 
 
 def record_cached(
-    config: TrackingConfig, root: Path, stage: str, profile: str, metrics: Mapping[str, Any], outputs: Mapping[str, str]
+    config: TrackingConfig,
+    root: Path,
+    stage: str,
+    profile: str,
+    metrics: Mapping[str, Any],
+    outputs: Mapping[str, str],
+    purpose: Purpose = "model",
+    origin: Mapping[str, str] | None = None,
 ) -> str:
     """Record that DVC had no work for a stage: a run tagged ``cached`` that names the run that made its outs.
 
     Args:
         metrics: the stage's figures as they stand on disk.
         outputs: digest of each out folder.
+        origin: further tags, which say what looked for work.
 
     Returns:
         the id of the new run.
     """
-    client, experiment = open_store(config, root)
+    client, experiment = open_store(config, root, purpose)
     tags = {"stage": stage, "profile": profile, "cached": "true", "mlflow.source.name": f"stages.{stage}"}
-    makers = [find_maker(client, experiment, path, digest) for path, digest in outputs.items()]
+    makers = [find_maker(client, experiments(client, config), path, digest) for path, digest in outputs.items()]
     if makers and makers[0]:
         tags["cached_from"] = makers[0]
-    created = client.create_run(experiment, tags=tags | git_state(root), run_name=f"{stage} {profile} (cached)")
+    tags |= git_state(root) | dict(origin or {})
+    created = client.create_run(experiment, tags=tags, run_name=f"{stage} {profile} (cached)")
     run = Run(client, created.info.run_id)
     run.metrics(metrics)
     run.close()
     return run.id
+
+
+def runs_tagged(config: TrackingConfig, root: Path, tag: str, value: str) -> list[dict[str, str]]:
+    """The runs with a tag, oldest first: ``stage``, ``run`` (name), ``status``, ``run_id`` and ``experiment_id``."""
+    client, _ = open_store(config, root)
+    found = client.search_runs(
+        experiments(client, config), f"tags.`{tag}` = '{value}'", order_by=["attributes.start_time ASC"]
+    )
+    return [
+        {
+            "stage": run.data.tags.get("stage", ""),
+            "run": run.info.run_name,
+            "status": "CACHED" if run.data.tags.get("cached") else run.info.status,
+            "run_id": run.info.run_id,
+            "experiment_id": run.info.experiment_id,
+        }
+        for run in found
+    ]

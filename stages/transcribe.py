@@ -8,16 +8,18 @@ from pathlib import Path
 from stages.runner import Context, Figures, Stage, main
 
 ABOUT = """\
-Recognise what has no transcript (WhisperX: voice activity detection and batched Whisper), and check given transcripts
-against the recogniser: a character error rate above transcribe.max_cer means that text and recording do not belong
-together, and the utterance goes to rejects.parquet. transcribe.verify_fraction is the share that is checked."""
+Recognise what has no transcript (WhisperX: voice activity detection and batched Whisper, times of words), and check
+given transcripts against the recogniser: a character error rate above transcribe.max_cer means that text and recording
+do not belong together. Recordings longer than transcribe.max_seconds are cut into utterances in pauses between words,
+their given text with them. Texts that a recogniser made up, and whatever else is dropped, go to rejects.parquet with
+rule, value and threshold."""
 
 
 def run(stage: Context) -> Figures:
     from vall_e.corpus.transcribe import transcribe
 
-    manifest = Path("data/ingest/manifest.parquet")
-    return transcribe(stage.params.transcribe, manifest, stage.out("data/transcribe"), Path(".work"))
+    manifest, out = Path("data/ingest/manifest.parquet"), stage.out("data/transcribe")
+    return transcribe(stage.params.transcribe, manifest, out, Path(".work"), stage.params.executor)
 
 
 STAGE = Stage("transcribe", ABOUT, run, ("transcribe",), reads=("data/ingest",), writes=("data/transcribe",))

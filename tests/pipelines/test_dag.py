@@ -23,5 +23,6 @@ def test_a_folder_without_dvc_is_a_clear_error(tmp_path):
 
 def test_the_projects_own_pipeline(project_root):
     assert stage_order(project_root) == [
-        "ingest", "transcribe", "fit_codec", "phonemize", "encode", "similar", "train", "evaluate", "score", "report",
+        "ingest", "transcribe", "quality", "fit_codec", "phonemize", "encode", "similar", "card", "train",
+        "evaluate", "score", "register", "report",
     ]  # fmt: skip

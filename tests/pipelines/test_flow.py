@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +13,16 @@ from filelock import FileLock
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
-from pipelines.flow import StageFailed, WorkspaceBusy, pipeline
+from pipelines.command import StageFailed
+from pipelines.flow import pipeline
 from pipelines.process import StepTimeout
+from pipelines.workspace import WorkspaceBusy
+from vall_e.config import ConfigError
 
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect_api():
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=300):
         yield
 
 
@@ -29,14 +35,17 @@ async def _read(what: str):
         return await getattr(client, what)()
 
 
-def _newest_artifact() -> str:
-    return max((a for a in asyncio.run(_read("read_artifacts")) if a.key == "pipeline"), key=lambda a: a.created).data
+def _newest_artifact(key: str = "pipeline") -> str:
+    return max((a for a in asyncio.run(_read("read_artifacts")) if a.key == key), key=lambda a: a.created).data
 
 
 def test_runs_what_changed_and_only_that(tiny):
-    assert _ran(pipeline(track=False, profile="tiny")) == {"a": True, "b": True, "c": True}
+    Path("params.yaml").write_text("profile: tiny\na: 1\nb: 2\nc: 3\n")
+    assert _ran(pipeline(track=False)) == {"a": True, "b": True, "c": True}
     Path("params.yaml").write_text("a: 1\nb: 5\nc: 3\n")
-    assert _ran(pipeline(track=False)) == {"a": False, "b": True, "c": True}
+    state = pipeline(track=False, return_state=True)
+    assert _ran(state.result()) == {"a": False, "b": True, "c": True}
+    assert state.message == "2 of 3 stages ran: b, c"
     assert Path("data/c/out.txt").read_text() == "153"
 
     names = {run.name for run in asyncio.run(_read("read_task_runs"))}
@@ -44,6 +53,47 @@ def test_runs_what_changed_and_only_that(tiny):
     assert "| a | unchanged |" in _newest_artifact()
     assert "| b | ran | 0.5 | 10 | short: 2 |" in _newest_artifact()
     assert "tiny" in {run.name for run in asyncio.run(_read("read_flow_runs"))}
+
+
+def test_nothing_changed_is_said_in_the_state(tiny):
+    pipeline(["a"], track=False)
+    state = pipeline(["a"], track=False, return_state=True)
+    assert (state.name, state.message) == ("Unchanged", "nothing changed: DVC kept all 1 stages")
+    assert state.is_completed() and _ran(state.result()) == {"a": False}
+
+
+def test_tables_of_figures_and_rejects(tiny):
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@localhost"]
+    pipeline(["b"], track=False)
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "one"], check=True)
+    text = Path("stage.py").read_text()
+    Path("stage.py").write_text(text.replace('"kept": 10', '"kept": 12'))
+    pipeline(["b"], track=False)
+    rows = {row["metric"]: row for row in json.loads(_newest_artifact("metrics"))}
+    assert set(rows) == {"a.kept", "b.kept"}
+    dvc = subprocess.run([sys.executable, "-m", "dvc", "metrics", "diff", "--json"], capture_output=True, check=True)
+    told = json.loads(dvc.stdout)["metrics/a.json"]["kept"]
+    said = {"last commit": told["old"], "last run": told["old"], "now": told["new"], "change": told["diff"]}
+    assert rows["a.kept"] == {"metric": "a.kept", **said} and told["diff"] == 2
+    rejects = json.loads(_newest_artifact("rejects"))
+    assert rejects[0] == {"stage": "a", "rule": "short", "utterances": 2, "share": "14.3%"}
+
+
+def test_targets_alone_leave_what_they_need_as_it_is(tiny):
+    pipeline(track=False)
+    Path("params.yaml").write_text("a: 7\nb: 2\nc: 4\n")
+    assert _ran(pipeline(["c"], upstream=False, track=False)) == {"c": True}
+    assert Path("data/c/out.txt").read_text() == "124"
+
+
+def test_a_stage_has_a_timeout_and_retries_of_its_own(tiny):
+    Path("params.yaml").write_text("a: flaky\nb: hang\nc: 3\n")
+    with pytest.raises(StepTimeout, match="longer than 8 s"):
+        pipeline(track=False, retries=0, stage_retries={"a": 1}, stage_timeouts={"b": 8})
+    assert "| a | ran |" in _newest_artifact() and "| b | not reached |" in _newest_artifact()
+    with pytest.raises(ConfigError, match="no stage trian in dvc.yaml; there are a, b, c"):
+        pipeline(track=False, stage_timeouts={"trian": 8})
 
 
 def test_a_crashed_stage_is_tried_again(tiny):

@@ -12,15 +12,27 @@ import yaml
 
 from tests.test_architecture import ROOT, imports
 from vall_e.config import Params, Section
+from vall_e.corpus.work import code_of
 
-NAMES = ["ingest", "transcribe", "phonemize", "fit_codec", "encode", "similar", "train", "evaluate", "score", "report"]
+NAMES = [
+    "ingest", "transcribe", "quality", "phonemize", "fit_codec", "encode", "similar", "card", "train",
+    "evaluate", "score", "register", "report",
+]  # fmt: skip
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-# Values are in params.yaml, unfinished work is keyed by its own content: neither shapes a result.
-NO_DEPENDENCY = {
-    f"vall_e/{name}.py" for name in ("config", "decoding", "family", "fields", "preparation", "corpus/work")
+# Values are in params.yaml, unfinished work is keyed by its own content, whoever does it, the bytes are the same, and
+# an audition only speaks while a model trains: none of these shapes a result.
+WORK = ("work", "executor", "workers", "ray_workers")
+LEAVES = ("config", "decoding", "family", "fields", "preparation", "regimen", "registry")
+NO_DEPENDENCY = {f"vall_e/{name}.py" for name in (*LEAVES, "evaluation/audition", *(f"corpus/{name}" for name in WORK))}
+# Parameters that change no result: how many processes work, and where.
+NO_PARAMETER = {
+    "executor.kind",
+    "executor.workers",
+    "executor.retries",
+    "executor.ray.address",
+    "executor.ray.cpus_per_worker",
+    "executor.ray.gpus_per_worker",
 }
-# Parameters that change no result: how many processes work.
-NO_PARAMETER = {"encode.workers"}
 
 
 def _declared(kind: str, stage: str) -> list[str]:
@@ -57,7 +69,7 @@ def _keys(section: Section, path: str = "") -> list[str]:
     return out
 
 
-def test_ten_stages_and_no_other():
+def test_these_stages_and_no_other():
     assert sorted(PIPELINE) == sorted(NAMES)
 
 
@@ -125,7 +137,8 @@ def _stages_that_run_for(key: str) -> list[str]:
 )
 def test_a_parameter_reruns_no_earlier_stage(key, first):
     """Late parameters are cheap to change: nothing before ``first`` depends on them."""
-    assert _stages_that_run_for(key) == NAMES[NAMES.index(first) :]
+    later = NAMES[NAMES.index(first) :]
+    assert _stages_that_run_for(key) == later
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,3 +153,21 @@ def test_help_says_what_a_stage_reads_and_writes_without_loading_anything_heavy(
     assert f"metrics/{name}.json" in done.stdout and "reads:" in done.stdout
     for path in import_module(f"stages.{name}").STAGE.writes:
         assert path in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("stage", "made_by"),
+    [
+        ("transcribe", ("evaluation/asr", *(f"corpus/transcription/{n}" for n in ("listening", "aligning", "turns")))),
+        ("screen", ("corpus/measures", "corpus/fingerprints", "evaluation/mos")),
+        ("phonemize", ("text/normalize", "text/phonemes")),
+        ("similar", ("audio", "evaluation/speaker")),
+    ],
+)
+def test_unfinished_work_is_keyed_by_all_code_that_makes_it(stage, made_by):
+    """Else a mended decoder would go on with what the broken one had heard."""
+    module = import_module(f"vall_e.corpus.{stage}")
+    keyed = [path.relative_to(ROOT).as_posix() for path in code_of(*module.CODE)]
+    assert [file for file in keyed if not (ROOT / file).exists()] == []
+    code = set().union(*(_closure(ROOT / "vall_e" / f"{name}.py") for name in made_by))
+    assert [file for file in sorted(code) if not any(file == k or file.startswith(f"{k}/") for k in keyed)] == []

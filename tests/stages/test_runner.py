@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from stages import runner
+from stages import runner, train
 from stages.runner import Stage
+from vall_e.corpus.quality import check_reject_rate, reject, write_rejects
+from vall_e.corpus.schema import REJECTS, read_rows
+from vall_e.preparation import SimilarConfig
 
 
 class _Record:
@@ -30,8 +34,11 @@ class _Record:
     def wrote(self, path, digest):
         self.told[f"wrote {path}"] = digest
 
+    def tags(self, values, parent=False):
+        self.told.setdefault("tags", {}).update(values)
+
     def artifact(self, path, folder=None, parent=False):
-        pass
+        self.told.setdefault("artifacts", []).append((str(path), folder, parent))
 
 
 @pytest.fixture
@@ -70,9 +77,49 @@ def test_outs_figures_and_record(record, capsys):
     )
     line = capsys.readouterr().out.strip()
     assert line.startswith("similar: 1,234 kept · 3 rejected (short 2, clipped 1) · hours 0.1235 · 0.")
-    assert record.told["params"]["similar"] == {"feature": "mfcc", "voice": None, "top_k": 5}
+    assert record.told["params"]["similar"] == SimilarConfig().model_dump()
     assert record.told["params"]["profile"] == "demo"
     assert len(record.told["wrote data/similar"]) == 64
+
+
+def test_what_a_stage_publishes_is_on_the_disk_before_it_has_its_name(record, monkeypatch):
+    """Else a power cut may leave an empty file under the name, which DVC would take for whole."""
+    synced, plain = [], os.fsync
+
+    def fsync(handle):
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        synced.append((path.name, Path("data/similar").exists(), Path("metrics/similar.json").exists()))
+        plain(handle)
+
+    def run(context):
+        (context.out("data/similar") / "waves").mkdir()
+        (context.out("data/similar") / "waves" / "one").write_text("whole")
+        return {}
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert runner.main(_stage(run), []) == 0
+    names = [name for name, *_ in synced]
+    assert names[:4] == ["one", "waves", ".similar.building", "data"] and names[-1] == "metrics"
+    assert [there for _, there, _ in synced] == [False] * 3 + [True] * 3
+    assert [there for *_, there in synced] == [False] * 5 + [True]
+
+
+def test_a_run_keeps_its_parameters_and_what_dvc_had_made(record):
+    Path("dvc.lock").write_text("schema: '2.0'\n")
+    assert runner.main(_stage(lambda context: {}), []) == 0
+    kept = [("params.yaml", "pipeline", False), ("dvc.lock", "pipeline", True)]
+    assert record.told["artifacts"][:2] == kept
+    assert record.told["tags"] == {
+        f"digest.{name}": hashlib.sha256(Path(name).read_bytes()).hexdigest() for name, *_ in kept
+    }
+
+
+@pytest.mark.parametrize(
+    "reads, writes, purpose",
+    [((), ("data/encode",), "data"), (("models/voice",), (), "model"), ((), ("models/voice",), "model")],
+)
+def test_runs_on_data_and_on_models_are_kept_apart(reads, writes, purpose):
+    assert _stage(lambda context: {}, reads=reads, writes=writes).purpose == purpose
 
 
 def test_a_failed_stage_leaves_its_old_outs_alone_and_says_one_line(record, capsys):
@@ -87,6 +134,20 @@ def test_a_failed_stage_leaves_its_old_outs_alone_and_says_one_line(record, caps
     assert Path("data/similar/table").read_text() == "old"
     assert not Path("metrics/similar.json").exists()
     assert capsys.readouterr().err == "similar: error: recordings/a.wav is not there: check ingest.path\n"
+
+
+def test_too_many_rejects_name_the_rules_in_one_line_and_where_all_rows_are(record, capsys):
+    def run(context):
+        rows = [reject("a", "similar", "silent", "-70 dB", "-60"), reject("b", "similar", "clipped", "0.5")]
+        write_rejects(rows, context.out("data/similar") / "rejects.parquet")
+        check_reject_rate(1, 2, 0.2, "similar", rows)
+
+    assert runner.main(_stage(run), []) == 1
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.startswith("similar: error: ") and "(clipped 1, silent 1)" in first and "max_reject_rate 0.2" in first
+    assert any("silent 1, for example a: -70 dB (allowed: -60)" in line for line in rest)
+    place = rest[-1].split("every reject is a row of ")[1]
+    assert [row["rule"] for row in read_rows(place, REJECTS)] == ["silent", "clipped"]
 
 
 def test_debug_shows_the_traceback(record, monkeypatch):
@@ -116,6 +177,38 @@ def test_a_stage_of_a_model_logs_into_its_training_run(record):
     assert record.told["training_run"] == "abc"
     runner.main(_stage(lambda context: {}), [])
     assert record.told["training_run"] is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "leads"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"LOCAL_RANK": "1"}, False),  # as Lightning starts it
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),  # as torchrun does on another machine
+    ],
+)
+def test_only_rank_0_of_a_training_opens_a_record_and_publishes(record, monkeypatch, environment, leads):
+    trained, opened, recorder = [], [], runner.Recorder
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, rank in environment.items():
+        monkeypatch.setenv(name, rank)
+    for path in (*train.STAGE.reads, *train.STAGE.writes):
+        Path(path).mkdir(parents=True)
+        (Path(path) / "old").touch()
+    monkeypatch.setattr(runner, "Recorder", lambda *words: opened.append(words) or recorder(*words))
+    monkeypatch.setattr("stages.preflight.at_the_start", lambda params: None)
+    monkeypatch.setattr(train, "_audition", lambda stage: None)
+    monkeypatch.setattr("vall_e.training.run.train", lambda *places, **told: trained.append(told) or {})
+    monkeypatch.setattr(_Record, "log", print, raising=False)
+    monkeypatch.setattr(_Record, "trained", lambda *_: None, raising=False)
+    assert runner.main(train.STAGE, []) == 0
+    assert len(opened) == int(leads) and len(trained) == 1
+    assert set(trained[0]) == ({"log", "live", "show"} if leads else set())
+    assert Path("metrics/train.json").exists() == leads
+    assert [Path(path, "old").exists() for path in train.STAGE.writes] == [not leads] * 2
+    assert not list(Path(".").rglob("*.building"))
 
 
 def test_random_numbers_are_seeded(record):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import tracking
+from stages import lineage, origin, tracking
 from stages.recorder import Recorder, TrackingError
 from vall_e.config import TrackingConfig
 
@@ -68,11 +68,25 @@ def test_the_default_store_is_absolute_and_in_the_project(tmp_path, monkeypatch)
     assert tracking.store_uri(TrackingConfig(uri="http://localhost:1"), tmp_path) == "http://localhost:1"
 
 
+def test_artifacts_are_beside_the_database_whoever_makes_the_experiment(root, tmp_path, monkeypatch):
+    """As in the workspace of a new voice, whose ``tracking.uri`` is the project's own store."""
+    monkeypatch.chdir(tmp_path)
+    Path("figures.json").write_text("{}")
+    config = TrackingConfig(uri=tracking.store_uri(TrackingConfig(), root), experiment="adapted")
+    for purpose in ("model", "data"):
+        run = tracking.start(config, Path("."), "train", "demo", purpose)
+        run.artifact("figures.json")
+        run.close()
+        place = Path(run.client.get_run(run.id).info.artifact_uri.removeprefix("file://"))
+        assert (place / "figures.json").is_file() and place.is_relative_to(root / "mlartifacts")
+    assert [p.name for p in tmp_path.iterdir()] == ["figures.json"]
+
+
 def test_a_chain_of_stages_is_linked_and_the_training_run_is_the_parent(root, tmp_path):
     config, digest = TrackingConfig(experiment="chain"), "d1" * 32
     figures = tmp_path / "figures.json"
     figures.write_text("{}")
-    encode = tracking.start(config, root, "encode", "demo")
+    encode = tracking.start(config, root, "encode", "demo", "data")
     encode.params({"encode": {"speeds": [0.9], "trim_db": None}})
     encode.wrote("data/encode", digest)
     encode.close()
@@ -81,15 +95,17 @@ def test_a_chain_of_stages_is_linked_and_the_training_run_is_the_parent(root, tm
     train.metrics({"loss": 3.0}, 1)
     train.metrics({"loss": 2.0}, 2)
     train.artifact(figures)
+    train.trained("demo")
     train.close()
     evaluate = tracking.start(config, root, "evaluate", "demo", training_run=train.id)
     evaluate.parent_metrics({"wer": {"model": 0.2}}, "eval.")
     evaluate.artifact(figures, "eval", parent=True)
     evaluate.close()
-    cached = tracking.record_cached(config, root, "encode", "demo", {"kept": 4}, {"data/encode": digest})
+    cached = tracking.record_cached(config, root, "encode", "demo", {"kept": 4}, {"data/encode": digest}, "data")
 
     runs, client = _of(config, root)
-    made, trained, scored, skipped = runs
+    trained, scored = runs
+    made, skipped = _of(TrackingConfig(experiment="chain-data"), root)[0]
     assert made.data.params == {"encode.speeds": "[0.9]", "encode.trim_db": "None"}
     assert (made.data.tags["stage"], made.data.tags["profile"]) == ("encode", "demo")
     assert trained.data.tags["input.data/encode"] == made.data.tags["output.data/encode"]
@@ -101,6 +117,8 @@ def test_a_chain_of_stages_is_linked_and_the_training_run_is_the_parent(root, tm
     assert list((root / "mlartifacts").rglob("figures.json"))
     assert scored.data.tags["training_run"] == scored.data.tags["mlflow.parentRunId"] == train.id
     assert {run.info.status for run in runs} == {"FINISHED"}
+    assert [run.info.run_id for run in lineage.ancestors(client, train.id)] == [encode.id]
+    assert [run.info.run_id for run in lineage.trainings_of(client, made)] == [train.id]
     assert skipped.info.run_id == cached and skipped.data.metrics == {"kept": 4.0}
     assert skipped.data.tags["cached"] == "true" and skipped.data.tags["cached_from"] == made.info.run_id
 
@@ -129,6 +147,23 @@ def test_the_recorder_records_from_a_process_of_its_own(root, tmp_path, project_
     assert done.info.run_id == known and done.info.status == "FINISHED" and done.data.params == {"train.lr": "0.1"}
     assert [(m.step, m.value) for m in client.get_metric_history(known, "loss")] == [(3, 1.5)]
     assert stopped.info.status == "KILLED" and "KeyboardInterrupt" in stopped.data.tags["error"]
+
+
+def test_the_load_of_the_machine_is_sampled_while_a_stage_works(root, project_root, monkeypatch):
+    monkeypatch.chdir(project_root)
+    config = TrackingConfig(experiment="load", system_seconds=0.5)
+    with Recorder(config, root, "train", "demo") as run:
+        run.log(1, {"loss": 1.0})
+        assert run.id
+        time.sleep(3)
+    (done,), client = _of(config, root)
+    loads = [m.value for m in client.get_metric_history(done.info.run_id, "system/cpu_utilization_percentage")]
+    assert 2 <= len(loads) <= 7 and all(0 <= load <= 100 for load in loads)
+    assert done.data.metrics["system/system_memory_usage_megabytes"] > 0 and done.data.metrics["loss"] == 1
+    with Recorder(config.model_copy(update={"system_seconds": None}), root, "train", "demo") as run:
+        time.sleep(1)
+    (_, plain), _ = _of(config, root)
+    assert plain.data.metrics == {}
 
 
 def test_a_stage_killed_without_warning_is_closed_as_killed(root, project_root):
@@ -162,13 +197,13 @@ def test_a_store_that_cannot_be_opened_is_a_clear_error(tmp_path, project_root, 
 
 
 def test_the_commit_is_recorded(tmp_path):
-    assert tracking.git_state(tmp_path) == {}
+    assert origin.git_state(tmp_path) == {}
     git = ["git", "-c", "user.name=n", "-c", "user.email=e@localhost"]
     subprocess.run(["git", "init", "-q", "."], cwd=tmp_path, check=True)
     (tmp_path / "a").write_text("1")
     subprocess.run(["git", "add", "a"], cwd=tmp_path, check=True)
     subprocess.run([*git, "commit", "-qm", "one"], cwd=tmp_path, check=True)
-    clean = tracking.git_state(tmp_path)
+    clean = origin.git_state(tmp_path)
     assert len(clean["mlflow.source.git.commit"]) == 40 and clean["git.changed"] == "false"
     (tmp_path / "a").write_text("2")
-    assert tracking.git_state(tmp_path)["git.changed"] == "true"
+    assert origin.git_state(tmp_path)["git.changed"] == "true"

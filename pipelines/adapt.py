@@ -1,0 +1,197 @@
+"""A new voice out of a few minutes of recordings: ``python -m pipelines.adapt RECORDINGS --out voices/NAME``.
+
+The whole pipeline runs, in a workspace of its own below ``.work/adapt``: a DVC project with the code, ``params.yaml``
+with the profile ``finetune`` over it, and a copy of the base voice, whose model, codec, tokenizer and reading of texts
+are kept. A run that was stopped goes on when the same command is given again. Its MLflow runs are with all the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipelines.process import run_process
+from pipelines.profile import overridden, parse_settings, profile_overrides, write_params
+from pipelines.watched import check_watched
+from vall_e.config import ConfigError, merge
+from vall_e.corpus.work import digest_of, replace_folder
+
+CODE = ("conf", "stages", "vall_e")
+FILES = ("dvc.yaml", ".dvcignore")
+PROFILE = "finetune"
+_ADVICE = ("Use `dvc push`", "To track the changes", "git add ", "To enable auto staging", "dvc config ")
+
+
+_SAID = re.compile(r"\w+: error: ")  # as a stage says what is wrong with its input
+
+
+class AdaptError(RuntimeError):
+    """The pipeline of a new voice ended with an error."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    args = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stages are ended as well
+    root = Path(".").resolve()
+    workspace = root / ".work/adapt" / args.out.name
+    workspace.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if args.out.exists() and not (args.out / "config.json").is_file():
+            raise ConfigError(f"--out {args.out} is there and no voice: name another folder")
+        with FileLock(workspace.with_name(f"{workspace.name}.lock"), timeout=0):
+            prepare(root, workspace, args.recordings, args.voice, args.profile, args.set)
+            if not args.dry_run:
+                run(workspace)
+                publish(workspace, args.out)
+    except Timeout:
+        print(f"error: another run makes {args.out.name}: wait for it, or take another name", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, AdaptError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"prepared {workspace}" if args.dry_run else _how_to_speak(args.out, args.recordings))
+    return 0
+
+
+def prepare(
+    root: Path, workspace: Path, recordings: Path, voice: str, profile: str, settings: Sequence[str] = ()
+) -> None:
+    """Make ``workspace`` a DVC project that fine-tunes ``voice`` on ``recordings``; what it has done before stays.
+
+    Args:
+        root: the project's folder, whose ``params.yaml`` the profile is put over.
+        voice: a voice's folder, or ``models:/NAME@ALIAS`` of MLflow's registry.
+        settings: ``section.key=value``, over everything.
+
+    Raises:
+        ConfigError: no recordings, or parameters that are not valid.
+        ValueError: no such voice.
+    """
+    if not recordings.exists():
+        raise ConfigError(f"{recordings}: no such folder of recordings")
+    check_watched(recordings)
+    workspace.mkdir(parents=True, exist_ok=True)
+    folder = _voice(root, voice, settings)
+    base = workspace / "models" / f"base-{digest_of(folder)[:12]}"  # another voice is another folder, which DVC sees
+    if not base.is_dir():
+        fresh = base.with_name(f".{base.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(folder, fresh)
+        replace_folder(fresh, base)
+    kept = of_voice(base, base.relative_to(workspace))
+    here = {
+        "ingest": {"source": "folder", "path": recordings.resolve().as_posix(), "layout": "auto", "pattern": None},
+        "tracking": {"uri": _tracking(root)},
+    }
+    from_profile, text = profile_overrides(root, profile), (root / "params.yaml").read_text(encoding="utf-8")
+    override = merge(merge(merge(from_profile, kept), here), parse_settings(settings))
+    _, params = overridden(text, override)
+    if params.train.join is not None:  # strings of full length from the first step on: the base can speak them
+        override = merge({"train": {"join": {"curriculum_steps": 0}}}, override)
+    text, _ = overridden(text, override)
+    write_params(workspace, text)
+    for name in CODE:
+        shutil.rmtree(workspace / name, ignore_errors=True)
+        shutil.copytree(root / name, workspace / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copyfile(root / name, workspace / name)
+
+
+def of_voice(folder: Path, named: Path) -> dict[str, Any]:
+    """The parameters that must be as in the voice in ``folder``, which the pipeline finds at ``named``."""
+    from vall_e.models.checkpoint import load_config
+
+    config = load_config(folder).model_dump(mode="json")
+    text = {key: config[key] for key in ("language", "with_stress", "words_apart")}
+    edges = ("loudness_lufs", "trim_db", "trim_margin_seconds")
+    return {
+        "ingest": {"language": config["language"]},
+        "phonemize": text | {"tokenizer": (named / "tokenizer.json").as_posix()},
+        "codec": config["codec"] | {"weights": (named / "codec").as_posix()},
+        "encode": {key: config["encode"][key] for key in edges},
+        "model": config["model"] | {"lora": None, "init_from": None},
+        "train": {"init_from": named.as_posix()},
+        "sampling": config["sampling"],
+    }
+
+
+def run(workspace: Path) -> None:
+    """``dvc repro`` in the workspace, its lines on stdout.
+
+    Raises:
+        AdaptError: a stage failed, with what it said.
+    """
+    binaries = Path(sys.executable).parent
+    env = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1"}
+    dvc = [sys.executable, "-m", "dvc"]
+    commands = [[*dvc, "init", "--quiet", "--no-scm"]] if not (workspace / ".dvc").is_dir() else []
+
+    def show(line: str) -> None:
+        if not line.strip().startswith(_ADVICE):
+            print(line, flush=True)
+
+    for command in [*commands, [*dvc, "repro"]]:
+        code, lines = run_process(command, show, cwd=workspace, env=env | {"DVC_NO_ANALYTICS": "1"})
+        if code:
+            said = next((line for line in reversed(lines) if _SAID.match(line)), "\n".join(lines[-5:]))
+            raise AdaptError(f"{said}\nMend it and give the same command again: what is done stays in {workspace}")
+
+
+def publish(workspace: Path, out: Path) -> None:
+    """Copy the voice to ``out``, its report below it; ``out`` appears whole or not at all."""
+    fresh = out.with_name(f".{out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(workspace / "models/voice", fresh)
+    shutil.copytree(workspace / "report", fresh / "report")
+    replace_folder(fresh, out)
+
+
+def _voice(root: Path, voice: str, settings: Sequence[str]) -> Path:
+    from stages.fetch import fetch, is_registered
+    from vall_e.config import TrackingConfig, read_yaml
+
+    if not is_registered(voice):
+        return root / voice
+    raw = merge(read_yaml(root / "params.yaml"), parse_settings(settings)).get("tracking", {})
+    return fetch(voice, TrackingConfig(**raw), root)
+
+
+def _tracking(root: Path) -> str:
+    """The project's own store, so that the runs of all voices are in one place."""
+    from stages.tracking import store_uri
+    from vall_e.config import load_params
+
+    return store_uri(load_params(root / "params.yaml").tracking, root)
+
+
+def _how_to_speak(out: Path, recordings: Path) -> str:
+    return (
+        f"{out}: the voice · {out}/report/index.html: how it sounds, beside the recordings\n"
+        f'vall-e synth --model {out} --text "..." --ref-audio {recordings}/ONE_OF_THEM.wav -o out.wav'
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.adapt", description=__doc__)
+    parser.add_argument("recordings", type=Path, help="folder of recordings of one speaker, with texts or without")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new voice, such as voices/anna")
+    parser.add_argument("--voice", default="models/voice", help="to start from: a folder, or models:/NAME@ALIAS")
+    parser.add_argument("--profile", default=PROFILE, help=f"of conf/, put over params.yaml (default: {PROFILE})")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. train.max_steps=400")
+    parser.add_argument("--dry-run", action="store_true", help="make the workspace and check everything; run nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
