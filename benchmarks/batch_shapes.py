@@ -10,43 +10,35 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
-import numpy as np
 import torch
 
-from vall_e.config import JoinConfig, ModelConfig, TrainConfig
+from benchmarks.loader.corpus import TOKENIZER, Sizes, load, write
+from vall_e.config import ModelConfig, TrainConfig
 from vall_e.data import batches
-from vall_e.data.corpus import CodesCorpus, Utterance
+from vall_e.data.corpus import CodesCorpus
 from vall_e.data.samples import SampleMaker
 from vall_e.models.packing import pack
 from vall_e.models.vall_e import VallE
-from vall_e.training.module import build_optimizer
-from vall_e.training.run import LENGTHS
+from vall_e.regimen import JoinConfig
+from vall_e.training.feed import LENGTHS
+from vall_e.training.optimizers import build_optimizer
 
-LEVELS, CODES, PHONES, EVERY = 2, 512, 40, 40
-
-
-def _corpus() -> CodesCorpus:
-    random = np.random.default_rng(0)
-    rows = [
-        Utterance(
-            f"u{i}", f"s{i % 6}", f"w{i}", random.integers(4, PHONES, size=4),
-            random.integers(CODES, size=(LEVELS, random.integers(14, 40))).astype(np.int16),
-        )
-        for i in range(2000)
-    ]  # fmt: skip
-    return CodesCorpus(tuple(rows), rows[0].codes, 50.0, {})
+SIZES = Sizes(levels=2, codes=512, seconds=(0.2, 0.5))
+CLIPS, EVERY = 2000, 40
 
 
-def run(few: bool, steps: int) -> None:
+def run(few: bool, steps: int, corpus: CodesCorpus) -> None:
     """Train ``steps`` steps and print the pace of each ``EVERY``."""
     if not few:
         batches.ROWS = 1
     train = TrainConfig(batch_frames=2000, prompt_seconds=(0.4, 2.0), join=JoinConfig())
-    model = VallE(ModelConfig(), LEVELS, CODES, PHONES)
+    model = VallE(ModelConfig(), SIZES.levels, SIZES.codes, len(TOKENIZER))
     optimizer = build_optimizer(model, train)
-    maker = SampleMaker(_corpus(), train, model.config, CODES, 3, 0, 0.1, augment=True)
+    maker = SampleMaker(corpus, train, model.config, SIZES.codes, 3, 0, 0.1, augment=True)
     source = batches.Batches(maker, train.batch_frames, 0)
     shapes, started, positions = set(), time.perf_counter(), 0
     for step in range(steps):
@@ -70,7 +62,9 @@ def run(few: bool, steps: int) -> None:
 
 def main() -> None:
     if len(sys.argv) == 3:
-        run(sys.argv[1] == "few", int(sys.argv[2]))
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), CLIPS, SIZES)
+            run(sys.argv[1] == "few", int(sys.argv[2]), load(Path(folder)))
         return
     for case in ("any", "few"):
         steps = sys.argv[1] if len(sys.argv) > 1 else "160"

@@ -30,8 +30,9 @@ from vall_e.family import KINDS
 from vall_e.models.packing import pack
 from vall_e.models.vall_e import VallE
 from vall_e.text.tokenizer import Tokenizer
-from vall_e.training.module import build_optimizer
-from vall_e.training.run import LENGTHS, load_data
+from vall_e.training.feed import LENGTHS
+from vall_e.training.optimizers import build_optimizer
+from vall_e.training.run import load_data
 
 WARM = 20  # steps before the clock counts: kernels are compiled for the first shapes
 
@@ -46,7 +47,7 @@ def pace(params: Params, root: Path, steps: int) -> float:
     """Mean seconds of a training step on the real batches, those after the joining curriculum."""
     tokenizer = Tokenizer.load(root / "data/phonemize/tokenizer.json")
     codec = load_codec(params.codec, root / "models/codec")
-    data, _ = load_data(params, root, tokenizer, codec)
+    data, _ = load_data(params, root, tokenizer, codec, root / ".work")
     model = VallE(params.model, codec.levels, codec.codes, len(tokenizer), residual=codec.residual).train()
     optimizer, config, took = build_optimizer(model, params.train), params.train, []
     first = config.join.curriculum_steps if config.join is not None else 0

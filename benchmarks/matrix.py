@@ -36,7 +36,7 @@ from vall_e.generation.nar import fill_levels
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 from vall_e.tasks import TASKS
-from vall_e.training.module import build_optimizer
+from vall_e.training.optimizers import build_optimizer
 
 LEVELS, CODES, PHONES = 2, 11, 9
 SIZES = {"dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ff_dim": 64, "depth_dim": 32, "codebook_dim": 32}

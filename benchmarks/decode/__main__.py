@@ -1,6 +1,7 @@
 """Decoding, measured: one JSON object on stdout, progress and targets on stderr.
 
     python -m benchmarks.decode --out /tmp/decode                # everything, and its curves as decode.png
+    python -m benchmarks.decode --out /tmp/decode --resume       # goes on with the figures that are not there yet
     python -m benchmarks.decode --only forwards,yoco_kv_share
 
 What a figure is and how it is measured stands at the function of its name; ``details`` holds what else was measured.
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 
 from benchmarks.decode import batches, memory, plots, speculation, speed, streaming
 from benchmarks.decode.bench import TINY, Bench, Options, preset_sizes, sized
-from vall_e.models.formats import FORMATS
+from vall_e.decoding import FORMATS
 
 FIGURES: dict[str, Callable[[Bench], Any]] = {
     "cached_over_uncached": speed.cached_over_uncached,
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__.split("\n")[0])
     out.add_argument("--only", type=names, default=list(FIGURES), metavar="KEY,...", help=f"of {', '.join(FIGURES)}")
     out.add_argument("--out", type=Path, metavar="DIR", help="write decode.json and the curves, decode.png, there")
+    out.add_argument("--resume", action="store_true", help="keep the figures that are in DIR/decode.json")
     out.add_argument("--voice", type=Path, metavar="DIR", help="a trained voice, for quality and streaming")
     out.add_argument("--text", default=default["text"].default, help="what that voice says (default: %(default)s)")
     out.add_argument("--best", choices=FORMATS, default=FORMATS[-1], help="weights of ref_best (default: %(default)s)")
@@ -141,27 +143,61 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench = Bench(options(arguments))
     except ValidationError as error:
         commands.error(error.errors()[0]["msg"])
+    if arguments.resume and arguments.out is None:
+        commands.error("--resume goes on with a report: name its folder with --out")
     torch.set_num_threads(arguments.threads)
-    report: dict[str, Any] = {}
-    started = time.perf_counter()
+    report = resumed(arguments.out / "decode.json", bench, arguments) if arguments.resume else {}
     for name in arguments.only:
+        if name in report:
+            continue
         began = time.perf_counter()
         print(f"{name} ...", file=sys.stderr, flush=True)
         report[name] = FIGURES[name](bench)
         if not all(math.isfinite(number) for _, number in flat(report[name], name)):
             raise RuntimeError(f"{name} was measured as {report[name]}")
         tell(name, report[name])
-        print(f"  {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    machine = {"threads": arguments.threads, "torch": torch.__version__, "pairs": arguments.pairs}
-    machine["seconds"] = round(time.perf_counter() - started, 1)
-    report["details"] = bench.details | {"run": machine}
-    text = json.dumps(report, indent=1)
+        bench.details.setdefault("seconds", {})[name] = round(time.perf_counter() - began, 1)
+        print(f"  {bench.details['seconds'][name]:.0f} s", file=sys.stderr, flush=True)
+        write(report, bench, arguments)
+    print(write(report, bench, arguments))
+    return 0
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What figures of one report have in common."""
+    chosen = vars(arguments).items()
+    return {name: value for name, value in chosen if name not in ("only", "out", "resume")} | {
+        "torch": torch.__version__
+    }
+
+
+def resumed(path: Path, bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a report, whose details go into the bench.
+
+    Raises:
+        ValueError: they were measured with other options.
+    """
+    if not path.is_file():
+        return {}
+    report = json.loads(path.read_text(encoding="utf-8"))
+    bench.details.update(report.pop("details"))
+    was, wanted = bench.details.pop("run"), json.loads(json.dumps(settings(arguments), default=str))
+    if was != wanted:
+        differ = [name for name in wanted if was.get(name) != wanted[name]]
+        raise ValueError(f"{path} was measured with another {', '.join(differ)}: name another --out")
+    return report
+
+
+def write(report: dict[str, Any], bench: Bench, arguments: argparse.Namespace) -> str:
+    """The report as JSON; on disk as well, with its curves, where ``--out`` names a folder."""
+    ordered = {name: report[name] for name in FIGURES if name in report}
+    details = bench.details | {"run": settings(arguments)}
+    text = json.dumps(ordered | {"details": details}, indent=1, default=str)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "decode.json").write_text(text + "\n", encoding="utf-8")
         plots.draw(bench.details, arguments.out / "decode.png")
-    print(text)
-    return 0
+    return text
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from vall_e.decoding import SpeculationConfig
 from vall_e.models.formats import use_weights
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
-from vall_e.sampling.draw import draw, exponential
+from vall_e.sampling.draw import draw, gumbel
 
 WANTED = {"low": 0.3, "high": 0.8}  # share of drafts that is accepted
 SHARPER = 5.0  # deviation of the logits; of random heads it is 1, and trained ones are surer of what comes
@@ -76,7 +76,7 @@ def acceptance(model: VallE, row: Sample, layers: int) -> float:
     drafted, drawn = (_logits(model, states[at][0, first:]) for at in (layers - 1, -1))
     generator, same = torch.Generator().manual_seed(0), []
     for _ in range(DRAWS):
-        noise = exponential(tuple(drawn.shape), generator)
+        noise = gumbel(tuple(drawn.shape), generator)
         same.append(draw(drafted, noise) == draw(drawn, noise))
     return float(torch.stack(same).float().mean())
 

@@ -14,9 +14,10 @@ from benchmarks.decode.bench import Bench, Size
 from benchmarks.decode.peers import Peer
 from benchmarks.decode.steps import Stepper, run
 from benchmarks.decode.timing import ReadBandwidth, interleaved, median_ratio, seconds
-from vall_e.models.formats import FORMATS
+from vall_e.decoding import FORMATS
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
+from vall_e.sampling.draw import draw, gumbel
 
 POINTS = 4  # lengths at which a forward without a cache is timed
 
@@ -44,11 +45,12 @@ def _cached_over_uncached(bench: Bench, size: Size) -> dict[str, Any]:
     lengths = np.linspace(0, options.frames - 1, POINTS).round().astype(int)
     packed = [pack([longer(prompt, int(length), n)], model.layout) for length in lengths]
     found: list[float] = []
+    noise = torch.Generator().manual_seed(0)
 
     @torch.inference_mode()
     def forward(row: Any) -> None:
         logits = model.heads(model.hidden(row)[:, -1], 0, [])
-        (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
+        draw(logits, gumbel(tuple(logits.shape), noise))
 
     def uncached() -> None:
         """Adds the seconds that all steps would take to ``found``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.decode import __main__ as command
 from benchmarks.decode import batches, speculation, streaming
 from benchmarks.decode.__main__ import FIGURES, TARGETS, flat, main, options, parser
 from benchmarks.decode.bench import Bench
@@ -49,6 +50,28 @@ def test_every_figure_is_measured_under_its_name_and_drawn(
     assert report["details"]["over_hf_generate"]["ref_best"]["quality"]["of"].startswith("random weights")
     assert json.loads((tmp_path / "decode.json").read_text()) == report
     assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_is_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def figure(name: str) -> Callable[[Bench], float]:
+        return lambda bench: asked.append(name) or 0.5
+
+    monkeypatch.setattr(command, "FIGURES", {name: figure(name) for name in FIGURES})
+    out = ["--out", str(tmp_path)]
+    assert main([*SMALL, *out, "--only", "join_ratio,bandwidth_share"]) == 0
+    assert main([*SMALL, *out, "--only", "yoco_kv_share,bandwidth_share", "--resume"]) == 0
+    assert asked == ["bandwidth_share", "join_ratio", "yoco_kv_share"]
+    assert list(json.loads((tmp_path / "decode.json").read_text())) == [
+        *("bandwidth_share", "yoco_kv_share", "join_ratio", "details")
+    ]
+    with pytest.raises(ValueError, match="measured with another pairs"):
+        main([*SMALL, "--pairs", "3", *out, "--resume"])
+    with pytest.raises(SystemExit):
+        main([*SMALL, "--resume"])
 
 
 def test_streams_are_measured(capsys: pytest.CaptureFixture) -> None:

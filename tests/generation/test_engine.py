@@ -15,6 +15,7 @@ from vall_e.generation.ar import decode
 from vall_e.generation.engine import Engine
 from vall_e.models.formats import use_weights, weight_bytes
 from vall_e.models.vall_e import VallE
+from vall_e.sampling.chain import Chain
 
 DRAWN = SamplingConfig(ar=SamplingParams(temperature=1.0, repetition_penalty=1.3), guidance=0.5, candidates=2)
 
@@ -40,6 +41,35 @@ def test_rows_that_join_later_say_what_they_say_alone(kind: str, backbone: str) 
     for i, (ticket, limit) in enumerate(zip(tickets, (9, 14, 2), strict=True)):
         assert ticket.done
         _same(ticket.candidates(), decode(model, prompts[i : i + 1], DRAWN, [3 + i], [limit])[0])
+
+
+UNSURE = {"temperature": 0.8, "entropix": True, "entropix_entropy": 1.5, "entropix_varentropy": 0.05}
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.7])
+@pytest.mark.parametrize("backbone", ["llama", "yoco", "retnet"])
+def test_entropix_is_told_what_the_last_layer_attends_to(
+    monkeypatch: pytest.MonkeyPatch, backbone: str, guidance: float
+) -> None:
+    model, prompts = build("ar-depth", backbone=backbone, kv_heads=4 if backbone == "retnet" else 2), make_prompts()
+    sampling = SamplingConfig(ar=SamplingParams(**UNSURE), guidance=guidance, candidates=1)
+    told, draw = [], Chain.draw
+
+    def spy(chain: Chain, logits: torch.Tensor, noise: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+        told.append(seen)
+        return draw(chain, logits, noise, seen)
+
+    monkeypatch.setattr(Chain, "draw", spy)
+    together = decode(model, prompts, sampling, [3, 4, 5], [6, 6, 6])
+    first = told[:: model.layout.shown]  # of level 0
+    assert first[0] is None  # a prompt's own
+    if backbone == "retnet":
+        assert all(seen is None for seen in first)
+    else:
+        assert all(seen.shape[:2] == (len(seen), 4) for seen in first[1:])
+        assert all(torch.allclose(seen.sum(-1), torch.ones(())) for seen in first[1:])
+    for i, rows in enumerate(together):
+        _same(rows, decode(model, prompts[i : i + 1], sampling, [3 + i], [6])[0])
 
 
 def test_an_empty_engine_takes_rows_again_and_what_does_not_fit_is_refused() -> None:

@@ -20,6 +20,9 @@ from vall_e.models.vall_e import VallE
 LIMITS = [12, 5, 9]
 DRAWN = GREEDY.model_copy(update={"ar": GREEDY.ar.model_copy(update={"temperature": 1.0, "top_k": 6})})
 
+WATCHFUL = {"temperature": 1.0, "entropix": True, "entropix_entropy": 1.5, "entropix_varentropy": 0.05}
+UNSURE = GREEDY.model_copy(update={"ar": GREEDY.ar.model_copy(update=WATCHFUL)})
+
 
 def _drafting(sampling: SamplingConfig, exit_layer: int, draft: int) -> SamplingConfig:
     return sampling.model_copy(update={"speculation": SpeculationConfig(exit_layer=exit_layer, draft=draft)})
@@ -51,7 +54,7 @@ def _equal(mine: list, plain: list) -> set[tuple[int, bool]]:
     return {(c.codes.shape[1], c.finished) for (c,) in plain}
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN, UNSURE], ids=["greedy", "drawn", "entropix"])
 @pytest.mark.parametrize("draft", [1, 3, 13])
 @pytest.mark.parametrize("exit_layer", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", ["ar-depth", "ar+nar", "v2-ar"])

@@ -11,4 +11,4 @@ def make_logits(rows: int = 6, size: int = 20, seed: int = 0) -> Tensor:
 
 
 def make_noise(rows: int, size: int, seed: int = 1) -> Tensor:
-    return torch.empty(rows, size).exponential_(generator=torch.Generator().manual_seed(seed))
+    return -torch.empty(rows, size).exponential_(generator=torch.Generator().manual_seed(seed)).log()

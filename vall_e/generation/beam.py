@@ -189,11 +189,7 @@ class _Search:
     def _log_p(self) -> Tensor:
         """Log-probabilities float64 [R, V] of what comes next, penalties included."""
         rows = len(self.owner)
-        if self.codes:
-            logits = self.model.heads(self.model.heads.prepare(self.last), 0, [])
-        else:
-            logits = self.model.symbol_heads[self.vocabulary](self.last)
-        log_p = logits.float().log_softmax(-1)
+        log_p = self.model.first(self.last, self.vocabulary)[1].log_softmax(-1)
         if self.guided:
             log_p = guide(log_p[:rows], log_p[rows:], self.sampling.guidance, self.sampling.guidance_rescale)
         return self.chain.warp(log_p).double().log_softmax(-1)

@@ -23,7 +23,7 @@ from vall_e.models.packing import Layout, Sample
 from vall_e.models.parallel import ParallelPasses
 from vall_e.models.vall_e import VallE
 from vall_e.sampling.chain import sample
-from vall_e.sampling.draw import exponential
+from vall_e.sampling.draw import gumbel
 from vall_e.sampling.guidance import guide
 
 SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the steps done → share still masked (2202.04200, 3.3)
@@ -162,8 +162,8 @@ class _Rows:
                 self.gains[row, level, frame] = torch.where(hidden, gain.gather(1, code[:, None])[:, 0], kept)
             # How sure: of the prediction itself, before filters and temperature.
             choice = config.choice_temperature * (1 - step / steps)
-            gumbel = -self._noise(frames, 1, choice > 0)[:, 0].log()
-            sure[row, place, frame] = log_p.gather(1, code[:, None])[:, 0] + choice * gumbel
+            shaken = self._noise(frames, 1, choice > 0)[:, 0]
+            sure[row, place, frame] = log_p.gather(1, code[:, None])[:, 0] + choice * shaken
         self._mask_again(at, masked, sure, step, steps)
 
     def _mask_again(self, at: slice, masked: Tensor, sure: Tensor, step: int, steps: int) -> None:
@@ -194,13 +194,11 @@ class _Rows:
         return guided, log_p - null
 
     def _noise(self, frames: Tensor, width: int, wanted: bool) -> Tensor:
-        """Exponential noise float [M, width], each row's from its own generator; ones where none is ``wanted``."""
+        """Gumbel noise float [M, width], each row's from its own generator; zeros where none is ``wanted``."""
         counts = frames.sum(1).tolist()
         if not wanted:
-            return torch.ones(sum(counts), width, device=frames.device)
-        drawn = [
-            exponential((count, width), generator) for count, generator in zip(counts, self.generators, strict=True)
-        ]
+            return torch.zeros(sum(counts), width, device=frames.device)
+        drawn = [gumbel((count, width), generator) for count, generator in zip(counts, self.generators, strict=True)]
         return torch.cat(drawn).to(frames.device)
 
     def collect(self) -> list[list[Candidate]]:

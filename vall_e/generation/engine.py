@@ -11,6 +11,7 @@ Dimensions: R live rows, l levels shown by a causal row, k frames a step, T fram
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -138,6 +139,8 @@ class Engine:
         self.stop, self.block = layout.stop(vocabulary), layout.block if codes else 1
         self.shown = layout.shown if codes else 1
         self.static = model.backbone.compiled
+        self.watches = sampling.ar.entropix and not self.static
+        self.seen: Tensor | None = None  # of the last forward, float [R or 2R, H, T, S], where entropix asks
         self.rows: list[Row] = []
         self.cache: Cache | None = None
         self.guided = False
@@ -200,7 +203,7 @@ class Engine:
         tickets = [Ticket([Row(self.shown, *bound) for _ in range(count)]) for bound in bounds]
         rows = [row for ticket in tickets for row in ticket.rows]
         streams = [(seed * 1_000_003 + c) % 2**63 for seed in seeds for c in range(count)]
-        state = _State(self, rows, streams)
+        state, self.seen = _State(self, rows, streams), None
         pending = state.draw(hidden[torch.tensor(share, device=device)])
         if self.rows:
             self.state.extend(state)
@@ -217,9 +220,13 @@ class Engine:
         """Codes int64 [R, l, T] (or symbols [R, 1, 1]) go in → hidden states [R or 2R, T, D]."""
         if self.guided:
             codes = codes.repeat_interleave(2, dim=0)
-        if self.vocabulary != "codes":
-            return self.model.step_symbol(codes[:, 0, 0], self.vocabulary, self.cache)
-        return self.model.step(codes, self.cache, layers)
+        with self.model.backbone.watched() if self.watches else nullcontext() as watch:
+            if self.vocabulary != "codes":
+                out = self.model.step_symbol(codes[:, 0, 0], self.vocabulary, self.cache)
+            else:
+                out = self.model.step(codes, self.cache, layers)
+        self.seen = None if watch is None else watch.weights
+        return out
 
     def advance(self) -> None:
         """Show every row what it said last, and let it say the next block."""
@@ -269,7 +276,8 @@ class _State:
         frames: list[Tensor] = []
         for at in range(hidden.shape[1]):
             before = self.scores
-            frames.append(self.frame(hidden[:, at], noise[:, at], [at]))
+            seen = None if self.engine.seen is None else self.engine.seen[:, :, at]
+            frames.append(self.frame(hidden[:, at], noise[:, at], [at], attention=seen))
             if at and self.engine.guided:  # behind a stop in this block nothing counts
                 ended = torch.stack([codes[:, 0] == self.engine.stop for codes in frames[:-1]]).any(0)
                 self.scores = torch.where(ended, before, self.scores)
@@ -280,23 +288,30 @@ class _State:
                 row.take(block, self.engine.stop)
         return codes.clamp(max=self.engine.stop - 1) if self.engine.static else codes
 
-    def frame(self, hidden: Tensor, noise: Tensor, ahead: Sequence[int], model: VallE | None = None) -> Tensor:
+    def frame(
+        self,
+        hidden: Tensor,
+        noise: Tensor,
+        ahead: Sequence[int],
+        model: VallE | None = None,
+        attention: Tensor | None = None,
+    ) -> Tensor:
         """Codes int64 [M, l] of frames that may be drawn at once, from ``hidden`` [M or 2M, D] and noise [M, l, V]; the
         stop symbol on level 0 ends a row.
 
         Args:
             ahead: which frames behind those that a row has: M is R times so many.
             model: the one whose states they are, where it is not the engine's.
+            attention: float [M or 2M, H, S], what the last layer attended to; see ``entropix``.
         """
         engine, first = self.engine, self.chains[0]
         model = model or engine.model
-        heads = model.heads if engine.vocabulary == "codes" else None
-        states = hidden if heads is None else heads.prepare(hidden)
-        logits = (model.symbol_heads[engine.vocabulary](states) if heads is None else heads(states, 0, [])).float()
+        states, logits = model.first(hidden, engine.vocabulary)
         if engine.guided:
             log_p = logits.log_softmax(-1)
             conditioned, null, states = log_p[0::2], log_p[1::2], states[0::2]
             logits = guide(conditioned, null, engine.sampling.guidance, engine.sampling.guidance_rescale)
+            attention = None if attention is None else attention[0::2]
         elif self.remembers:
             logits = logits.log_softmax(-1)  # penalties weigh log-probabilities, guided or not
         if any(row.count < row.shortest for row in self.rows):
@@ -304,7 +319,7 @@ class _State:
             blocked = torch.tensor(early, device=logits.device)
             logits = logits.clone()
             logits[:, engine.stop].masked_fill_(blocked, -torch.inf)
-        code = first.draw(logits, noise[:, 0])
+        code = first.draw(logits, noise[:, 0], attention)
         if self.remembers:
             first.observe(code)
         if engine.guided:
@@ -314,7 +329,7 @@ class _State:
         # What a row that stops here draws on its other levels does not matter, as long as it is a code.
         drawn = [code.clamp(max=engine.stop - 1)]
         for level, chain in enumerate(self.chains[1:], 1):
-            level_logits = heads(states, level, drawn).float()
+            level_logits = model.heads(states, level, drawn).float()
             drawn.append(chain.draw(level_logits, noise[:, level, : level_logits.shape[1]]))
         return torch.stack((code, *drawn[1:]), dim=1)
 

@@ -14,10 +14,11 @@ import torch
 
 from vall_e.audio import trim_and_level
 from vall_e.codecs.base import Codec, load_codec
+from vall_e.decoding import Weights
 from vall_e.generation.ranking import Judge
 from vall_e.generation.speech import SpeechError
 from vall_e.models.checkpoint import VoiceConfig, load_model
-from vall_e.models.formats import Weights, use_weights
+from vall_e.models.formats import use_weights
 from vall_e.models.vall_e import VallE
 from vall_e.text.normalize import normalize
 from vall_e.text.phonemes import phonemize

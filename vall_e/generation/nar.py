@@ -15,7 +15,7 @@ from vall_e.models.packing import Sample
 from vall_e.models.parallel import ParallelPasses
 from vall_e.models.vall_e import VallE
 from vall_e.sampling.chain import sample
-from vall_e.sampling.draw import exponential
+from vall_e.sampling.draw import gumbel
 
 
 @torch.inference_mode()
@@ -49,7 +49,7 @@ def fill_levels(
         hidden = passes(codes, "level", level)[wanted]
         logits = model.heads(model.heads.prepare(hidden), level, []).float()
         noise = [
-            exponential((count, layout.codes), generator)
+            gumbel((count, layout.codes), generator)
             for count, generator in zip(wanted.sum(1).tolist(), generators, strict=True)
         ]
         codes[:, level][wanted] = sample(logits, torch.cat(noise).to(device), **sampling.nar.filters)

@@ -100,7 +100,8 @@ class Drafter(ABC):
         drafted = time.perf_counter()
         hidden = engine.forward(torch.cat((engine.pending, torch.stack(drafts, dim=-1)), dim=-1))
         rows = len(hidden)
-        found = state.frame(hidden.flatten(0, 1), noise.flatten(0, 1), range(count + 1))
+        seen = None if engine.seen is None else engine.seen.transpose(1, 2).flatten(0, 1)
+        found = state.frame(hidden.flatten(0, 1), noise.flatten(0, 1), range(count + 1), attention=seen)
         found = found.unflatten(0, (rows, count + 1))  # [R, n + 1, l]
         same = (found[:, :-1] == torch.stack(drafts, dim=1)).all(-1)
         taken = (1 + same.cumprod(1).sum(1)).tolist()

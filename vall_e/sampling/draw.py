@@ -12,15 +12,17 @@ def draw(logits: Tensor, noise: Tensor | None, temperature: float = 1.0) -> Tens
     """A token int64 [R] for each row of logits [R, V].
 
     Args:
-        noise: exponential(1) noise [R, V]: ``argmax(p / noise)`` is a sample of p (the Gumbel trick). Coming from
-            outside, it makes a row's draws its own, whatever batch it is in. None is greedy.
+        noise: Gumbel noise [R, V]: ``argmax(logits + noise)`` is a sample (the Gumbel-max trick). Coming from outside,
+            it makes a row's draws its own, whatever batch it is in. None is greedy.
         temperature: of the distribution, above 0. The noise is scaled by it, not the logits: one operation less.
     """
     if noise is None:
         return logits.argmax(-1)
-    return torch.sub(logits, noise.log(), alpha=temperature).argmax(-1)
+    return torch.add(logits, noise, alpha=temperature).argmax(-1)
 
 
-def exponential(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Exponential(1) noise float32 on the CPU, by the logarithm of a uniform: 17 times as fast as ``exponential_``."""
-    return torch.empty(shape).uniform_(generator=generator).log_().neg_().clamp_(max=MOST)
+def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Gumbel(0, 1) noise -log(-log u) of uniforms u, float32 on the CPU; made so, and not by torch's exponential noise,
+    as that takes 17 times as long."""
+    uniform = torch.empty(shape).uniform_(generator=generator)
+    return uniform.log_().neg_().clamp_(max=MOST).log_().neg_()

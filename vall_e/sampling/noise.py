@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vall_e.sampling.draw import exponential
+from vall_e.sampling.draw import gumbel
 
 
 class RowNoise:
-    """Exponential(1) noise with a generator per row: what a row draws does not depend on its batch.
+    """Gumbel(0, 1) noise with a generator per row: what a row draws does not depend on its batch.
 
     Args:
         seeds: one per row.
@@ -32,7 +32,7 @@ class RowNoise:
         for row, (at, have) in enumerate(zip(self._at, self._have, strict=True)):
             if have - at < count:
                 rest = have - at
-                fresh = exponential((self.chunk, *self.shape), self.generators[row])
+                fresh = gumbel((self.chunk, *self.shape), self.generators[row])
                 self._drawn[row, :rest] = self._drawn[row, at:have].clone()
                 self._drawn[row, rest : rest + self.chunk] = fresh.to(self.device)
                 self._at[row], self._have[row] = 0, rest + self.chunk
