@@ -25,11 +25,14 @@ demo: env  ## recordings -> model -> report: the pipeline with the parameters in
 run: env  ## the pipeline with a profile of conf/: make run PROFILE=digits
 	@$(RUN) python -m pipelines.repro --profile $(PROFILE)
 
+# Those of pipelines apart: where Prefect has run, a forked process (a loader's worker) ends with an error.
 test: env  ## the tests, a file a process at a time on up to four cores
-	@$(RUN) python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
+	@$(RUN) python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile --ignore tests/pipelines
+	@$(RUN) python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile tests/pipelines
 
 slow: env  ## the tests that take minutes: stages of a real pipeline, killed and started again
-	@$(RUN) python -m pytest -m slow
+	@$(RUN) python -m pytest -m slow -n logical --maxprocesses 2 --dist loadfile --ignore tests/pipelines
+	@$(RUN) python -m pytest -m slow -n logical --maxprocesses 2 --dist loadfile tests/pipelines
 
 lint: env  ## style and mistakes
 	@$(RUN) ruff check .
@@ -51,8 +54,9 @@ $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-input --target .uv "uv==$(UV_VERSION)"
 
+# Bytecode at once: where PYTHONDONTWRITEBYTECODE is set, each process would compile what it imports (20 s a stage).
 $(STAMP): requirements.lock pyproject.toml | $(UV)
 	@test -x $(BIN)/python || $(UV) venv --quiet --no-project --no-python-downloads --python "$$(command -v $(PYTHON))" $(VENV)
-	@VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(UV) pip sync --require-hashes requirements.lock
+	@VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(UV) pip sync --require-hashes --compile-bytecode requirements.lock
 	@VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(UV) pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -6,7 +6,6 @@ import os
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.settings import use_local_prefect
+
+use_local_prefect()
 ROOT = Path(__file__).resolve().parent.parent
 
 

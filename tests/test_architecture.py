@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from vall_e.cli import ABOVE
+
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("nn", "backbones", "models", ("generation", "training"), "serving", "cli")  # never upward
-LEAVES = ("config", "decoding", "family", "fields", "preparation", "tasks")
+LEAVES = ("config", "decoding", "family", "fields", "preparation", "regimen", "registry", "tasks")
+UPWARD = re.compile(r"(stages|pipelines)(\.\w+)+")
 OPTIONAL = ("flash_attn", "xformers", "sageattention", "mamba_ssm", "nemo", "ray", "deepspeed", "gradio", "vocos")
 
 
@@ -105,12 +109,25 @@ def test_leaves_import_nothing_of_the_house(name):
 
 @pytest.mark.parametrize(
     "package, home",
-    [("mlflow", ["stages/tracking.py"]), ("prefect", ["pipelines/"]), ("dvc", ["pipelines/"])],
+    [("mlflow", ["stages/"]), ("prefect", ["pipelines/"]), ("dvc", ["pipelines/"])],
 )
 def test_each_orchestrator_has_its_place(package, home):
     users = [p.relative_to(ROOT).as_posix() for p in _files("vall_e", "stages", "pipelines") if _uses(p, package)]
     assert users, f"nothing imports {package}: is this test still about the real code?"
     assert [user for user in users if not user.startswith(tuple(home))] == []
+
+
+def test_the_library_names_modules_above_it_in_one_table_only():
+    """``cli.ABOVE``: whole commands that are handed over when they are given. Nothing else reaches up by a string."""
+    above = {name: path for path in _files("vall_e") for name in _strings(path) if UPWARD.fullmatch(name)}
+    assert above == {module: ROOT / "vall_e" / "cli.py" for module, _ in ABOVE.values()}
+    for module in above:
+        assert _exists(module) and "main" in (ROOT / module.replace(".", "/")).with_suffix(".py").read_text("utf-8")
+
+
+def _strings(path: Path) -> Iterator[str]:
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return (node.value for node in tree if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 def test_stages_do_not_import_pipelines():

@@ -70,6 +70,17 @@ def test_a_missing_package_and_missing_weights_are_told_with_their_remedy(bare, 
     assert text.splitlines()[-1].startswith("the default pipeline cannot run: dvc, recogniser")
 
 
+def test_packages_of_the_data_stages_are_known_and_ray_is_an_extra(bare, monkeypatch):
+    def nothing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing)
+    findings = found(examine(bare))
+    for name in ("av", "wetext", "pykakasi", "faiss-cpu", "vocos"):
+        assert findings[name] == Finding("packages", name, False, "not installed", True, "make env")
+    assert not findings["ray"].ok and not findings["ray"].needed and "[ray]" in findings["ray"].remedy
+
+
 def test_a_check_that_breaks_is_a_finding(bare, monkeypatch):
     monkeypatch.setattr(doctor, "_disk", lambda: 1 / 0)
     findings = examine(bare)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vall_e.config import JoinConfig, TrainConfig
-from vall_e.data.corpus import CodesCorpus, Utterance
+from vall_e.config import TrainConfig
+from vall_e.corpus.schema import CODES as SHARD
+from vall_e.corpus.schema import MIXTURES, SIMILAR, write_table
+from vall_e.data.corpus import CodesCorpus
 from vall_e.data.makers import MAKERS, Given
 from vall_e.family import KINDS, ModelConfig
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
+from vall_e.regimen import JoinConfig
 from vall_e.tasks import TASKS
+from vall_e.text.tokenizer import Tokenizer
 
 LEVELS, CODES, PHONES = 3, 11, 9
 KNOWN = 0.05  # nats
+NOISY, ALONE, BOTH = 100, 200, 300  # added to the codes of mixtures, so that one sees where they are from
 
 
 def model_config(kind: str = "ar-depth", **changes: object) -> ModelConfig:
@@ -94,22 +103,49 @@ def of_task(task: str, seed: int = 0, **sizes: int) -> Sample:
     return MAKERS[task](given)
 
 
+TOKENIZER = Tokenizer("abcdef")  # ids 3 to 8
+
+
+@cache
 def corpus(
-    utterances: int = 24, speakers: int = 3, seed: int = 0, languages: tuple[str, ...] = ("en-us",)
+    utterances: int = 24,
+    speakers: int = 3,
+    seed: int = 0,
+    languages: tuple[str, ...] = ("en-us",),
+    mixtures: tuple[str, ...] = (),
+    mixed: int = 1,
 ) -> CodesCorpus:
     """Words "w0" to "w3" by a few speakers; a word's codes depend on the word, so there is something to learn.
-    A speaker's utterances take turns in the languages."""
+    A speaker's utterances take turns in the languages. Of ``mixtures`` (kinds), each ``mixed``-th utterance has an
+    overlap; their codes are the utterance's and NOISY, ALONE or BOTH."""
     rng = np.random.default_rng(seed)
-    rows = []
+    rows, made = [], []
     for index in range(utterances):
         word = index % 4
         frames = 4 + word
-        codes = (np.arange(LEVELS)[:, None] + word * 2 + np.arange(frames)) % CODES
+        codes = ((np.arange(LEVELS)[:, None] + word * 2 + np.arange(frames)) % CODES).astype(np.int16).reshape(-1)
         speaker, language = f"s{index % speakers}", languages[index // speakers % len(languages)]
-        phones = np.array([4 + word])
-        rows.append(Utterance(f"u{index}", speaker, f"w{word}", phones, codes.astype(np.int16), language))
-    silence = rng.integers(CODES, size=(LEVELS, 5)).astype(np.int16)
-    return CodesCorpus(tuple(rows), silence, 50.0, {"u0": (3, 6)})
+        facts = {"id": f"u{index}", "frames": frames, "levels": LEVELS}
+        rows.append(facts | {
+            "speaker": speaker, "language": language, "group": f"g{index % 2}", "split": "train", "text": f"w{word}",
+            "phones": ["bcde"[word]], "codes": codes, "seconds": frames / 50, "source": f"u{index}",
+        })  # fmt: skip
+        facts |= {"other": "x", "ratio_db": 0.0, "room": None}
+        if "noise" in mixtures:
+            made.append(facts | {"kind": "noise", "codes": codes + NOISY, "noise": codes + ALONE})
+        if "overlap" in mixtures and index % mixed == mixed - 1:
+            made.append(facts | {"kind": "overlap", "codes": codes + BOTH, "noise": None})
+    silence = rng.integers(CODES, size=(LEVELS, 5)).tolist()
+    with TemporaryDirectory() as name:  # what is mapped stays readable
+        folder = Path(name)
+        write_table(rows, SHARD, folder / "shard-00000.parquet")
+        if made:
+            write_table(made, MIXTURES, folder / "mixtures-00000.parquet")
+        (folder / "codec.json").write_text(
+            json.dumps({"silence": silence, "frame_rate": 50.0, "levels": LEVELS, "residual": True})
+        )
+        write_table([{"id": "u0", "neighbours": ["u3", "u6"], "scores": [1, 1]}], SIMILAR, folder / "similar.parquet")
+        return CodesCorpus.load(folder, TOKENIZER, "train", folder / "work", folder / "similar.parquet", mixtures)
 
 
 def train_config(**changes: object) -> TrainConfig:

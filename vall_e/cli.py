@@ -11,19 +11,28 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
+from vall_e.codec_cli import add_codec
 from vall_e.edit_cli import add_edit
 from vall_e.model_cli import add_model
 from vall_e.synth_cli import add_synth
+from vall_e.text_cli import add_text
 from vall_e.transcribe_cli import add_transcribe
 from vall_e.usage import MODELS, UsageError
+
+# Whole commands of modules above the library, by name: they are imported when such a command is given, never before.
+ABOVE = {"runs": ("stages.runs", "trainings in MLflow: list, compare, where the data came from")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
+        if argv and argv[0] in ABOVE:
+            return import_module(ABOVE[argv[0]][0]).main(argv[1:])
+        arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
     except UsageError as error:
         print(f"vall-e: {error}", file=sys.stderr)
@@ -44,9 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to get it")
     doctor.add_argument("--json", action="store_true", help="one JSON object")
     doctor.set_defaults(run=_doctor)
+    add_codec(commands)
     add_edit(commands)
     add_model(commands)
+    add_text(commands)
     add_transcribe(commands)
+    for name, (_, about) in ABOVE.items():
+        commands.add_parser(name, help=about)
     return parser
 
 

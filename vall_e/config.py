@@ -9,131 +9,81 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from vall_e.decoding import SamplingConfig
-from vall_e.family import KINDS, Levels, ModelConfig
-from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
+from vall_e.family import KINDS, ModelConfig
+from vall_e.fields import PositiveFloat, PositiveInt, Section
 from vall_e.preparation import (
+    CardConfig,
     CodecConfig,
     EncodeConfig,
+    ExecutorConfig,
     IngestConfig,
     PhonemizeConfig,
+    QualityConfig,
     RecogniserConfig,
     SimilarConfig,
+    SplitConfig,
     TranscribeConfig,
 )
+from vall_e.regimen import TrainConfig
+from vall_e.registry import RegistryConfig
 from vall_e.tasks import TASKS
+
+COMPILED = ("llama", "mixtral", "retnet", "transformer")  # backbones that train.compile is tested with
 
 
 class ConfigError(ValueError):
     """A parameter is unknown, of the wrong type, or in conflict with another one."""
 
 
-class JoinConfig(Section):
-    """Make longer utterances in the loader by joining clips of one speaker (spoken digits, words)."""
-
-    min_clips: PositiveInt = 2
-    max_clips: PositiveInt = 5
-    gap_seconds: tuple[float, float] = (0.0, 0.12)
-    max_seconds: PositiveFloat | None = Field(None, description="no clip is added beyond this; null: no limit")
-    curriculum_steps: Annotated[int, Field(ge=0)] = 0
-
-    @model_validator(mode="after")
-    def _consistent(self) -> JoinConfig:
-        if self.min_clips > self.max_clips:
-            raise ValueError("train.join.min_clips must not be above train.join.max_clips")
-        if not 0.0 <= self.gap_seconds[0] <= self.gap_seconds[1]:
-            raise ValueError("train.join.gap_seconds is a range [shortest, longest] of seconds")
-        return self
-
-
-class LayerSkipConfig(Section):
-    """Training for early exits (2404.16710): rows skip layers, and exits have a loss of their own."""
-
-    max_dropout: Fraction = Field(0.1, description="of the last layer; less before it, none in the first")
-    exit_weight: Fraction = Field(0.2, description="scale of the losses of exits before the last layer")
-    rotate: PositiveInt = Field(4, description="a step trains one exit in so many layers, the next step another one")
-
-
-class TokenDropoutConfig(Section):
-    """Level passes learn from a previous level that is not always right, as the drawn one is not."""
-
-    rate: Fraction = Field(0.1, description="share of the previous level's codes")
-    form: Literal["nudge", "mask"] = Field(
-        "mask", description="the code beside it (of use where neighbours sound alike: FSQ), or the mask token"
-    )
-
-
-class TrainConfig(Section):
-    max_steps: PositiveInt = 3000
-    batch_frames: PositiveInt = Field(4000, description="positions in one batch, padding included")
-    optimizer: Literal["muon", "adamw"] = "muon"
-    lr: PositiveFloat = Field(2e-3, description="AdamW's rate")
-    muon_lr: PositiveFloat = Field(0.02, description="Muon's rate, for the matrices of the blocks")
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    schedule: Literal["hold", "cosine", "linear"] = "linear"
-    grad_clip: PositiveFloat = 1.0
-    accumulate: PositiveInt = 1
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0 leaves torch's choice")
-    label_smoothing: Fraction = 0.05
-    alignment_weight: Annotated[float, Field(ge=0.0)] = Field(
-        0.3, description="weight of the loss by which frames learn where in the text they are"
-    )
-    text_dropout: Fraction = Field(0.1, description="rows trained without text, for guidance (2207.12598)")
-    prompt_dropout: Fraction = 0.05
-    language_dropout: Fraction = Field(0.1, description="with model.languages: rows trained without their language")
-    input_mask: Fraction = Field(0.15, description="response input frames replaced by the mask token")
-    mask_frames: tuple[PositiveInt, PositiveInt] = Field((1, 1), description="length of a masked stretch, frames")
-    input_random: Fraction = Field(0.02, description="response input frames replaced by random codes")
-    token_dropout: TokenDropoutConfig | None = None
-    task_weights: dict[str, PositiveFloat] | None = Field(
-        None, description="how often each of model.tasks is trained; null: equally often, a kind's own len less"
-    )
-    mask_share: Fraction | None = Field(None, description="kinds with masks: share masked; null is a cosine schedule")
-    mask_levels: Literal["auto", "one", "all"] = Field(
-        "auto",
-        description="v2-nar: mask one level and all above it, or all levels alike; auto is one for a residual codec, "
-        "all for one whose levels have no order",
-    )
-    level_loss: Literal["all", "one"] = Field(
-        "all", description="v2: a row learns all levels, or one drawn by model.level_weights"
-    )
-    level_factors: Levels | None = Field(None, description="weight of each level's loss; null is equal")
-    ema_decay: Fraction = 0.998
-    prompt_seconds: tuple[PositiveFloat, PositiveFloat] = (1.0, 3.0)
-    similar_probability: Fraction = 0.5
-    join: JoinConfig | None = None
-    layerskip: LayerSkipConfig | None = None
-    max_response_seconds: PositiveFloat = 12.0
-    checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints, each with a validation")
-    init_from: str | None = Field(None, description="start from the weights of this voice, a folder (uptraining)")
-    seed: int = 0
-
-
 class EvaluateConfig(Section):
     utterances: PositiveInt = 96
     joined: bool = Field(True, description="with train.join: test on new strings of joined clips, not on recordings")
     recogniser: RecogniserConfig = RecogniserConfig(max_new_tokens=48)
+    testset: str | None = Field(
+        None, description="a list of texts and prompts in Seed-TTS's or LibriSpeech's format, in place of the corpus'"
+    )
+    normaliser: Literal["spoken", "whisper", "none"] = Field("spoken", description="of texts that error rates compare")
+    spellings: str | None = Field(None, description="normaliser whisper: normalizer.json of a Whisper tokenizer")
     asr_prompt: str | None = None
     prompt_seconds: tuple[PositiveFloat, PositiveFloat] = (1.5, 3.0)
     batch_size: PositiveInt = 16
     bootstrap: PositiveInt = 1000
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluateConfig:
+        if self.spellings is not None and self.normaliser != "whisper":
+            raise ValueError("evaluate.spellings is read by evaluate.normaliser: whisper only; set that, or null")
+        return self
+
 
 class ScoreConfig(Section):
-    speaker_encoder: Literal["resemblyzer"] = "resemblyzer"
+    speaker_encoder: Literal["resemblyzer", "wavlm-sv", "ecapa"] = "resemblyzer"
+    speaker_weights: str | None = Field(
+        None, description="wavlm-sv, ecapa: a folder or a hub's name; null: the published ones"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="of the speaker encoder and UTMOS")
     dnsmos: bool = True
+    utmos: str | None = Field(None, description="a TorchScript file of UTMOS (docs/evaluation.md); null: not measured")
     dnsmos_utterances: PositiveInt = Field(
-        48, description="test items whose three waves DNSMOS hears (0.3 s of one core each)"
+        48, description="test items whose three waves DNSMOS and UTMOS hear (DNSMOS: 0.3 s of one core each)"
+    )
+    acoustics: bool = Field(True, description="mel-cepstral distance and duration beside the recording")
+    pitch_utterances: Annotated[int, Field(ge=0)] = Field(
+        24, description="with acoustics: test items whose three waves have their F0 tracked"
     )
     bootstrap: PositiveInt = 1000
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ScoreConfig:
+        if self.speaker_weights is not None and self.speaker_encoder == "resemblyzer":
+            raise ValueError("score.speaker_weights: resemblyzer's are in its wheel; name another encoder, or null")
+        return self
 
 
 class ReportConfig(Section):
@@ -143,25 +93,33 @@ class ReportConfig(Section):
 
 class TrackingConfig(Section):
     uri: str | None = Field(None, description="MLflow tracking URI; without it SQLite in ./mlflow.db")
-    experiment: str = "vall-e"
+    experiment: str = Field("vall-e", description="of models; the data stages' runs are in EXPERIMENT-data")
+    system_seconds: PositiveFloat | None = Field(
+        10.0, description="between two samples of the machine's load (CPU, memory, disk, network, GPU); null: none"
+    )
 
 
 class Params(Section):
     """The whole of ``params.yaml``."""
 
     profile: str = "demo"
+    executor: ExecutorConfig = ExecutorConfig()
     ingest: IngestConfig = IngestConfig()
     transcribe: TranscribeConfig = TranscribeConfig()
+    quality: QualityConfig = QualityConfig()
+    split: SplitConfig = SplitConfig()
     phonemize: PhonemizeConfig = PhonemizeConfig()
     codec: CodecConfig = CodecConfig()
     encode: EncodeConfig = EncodeConfig()
     similar: SimilarConfig = SimilarConfig()
+    card: CardConfig = CardConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     score: ScoreConfig = ScoreConfig()
     report: ReportConfig = ReportConfig()
+    registry: RegistryConfig = RegistryConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
@@ -175,15 +133,12 @@ class Params(Section):
             )
         if self.model.attention == "sageattention":
             raise ValueError("model.attention sageattention has no gradients: train with another backend")
-        one, second = self.train.level_loss == "one", self.model.kind in ("v2-ar", "v2-nar")
-        if one and not second:
-            raise ValueError(f"train.level_loss one is for v2-ar and v2-nar, not for {self.model.kind}")
-        masked = self.model.kind == "v2-nar" and self.train.mask_levels != "all"
-        drawn = "level" in KINDS[self.model.kind].modes or one or masked
-        if self.model.level_weights is not None and not drawn:
-            raise ValueError("model.level_weights: no level is drawn, unless train.level_loss is one")
-        if self.train.token_dropout is not None and "level" not in KINDS[self.model.kind].modes:
-            raise ValueError(f"train.token_dropout is for level passes, and kind {self.model.kind} has none")
+        self._levels_fit()
+        if self.train.compile and self.model.backbone not in COMPILED:
+            raise ValueError(
+                f"train.compile: the blocks of {self.model.backbone} have not been shown to train alike when compiled: "
+                f"take {', '.join(COMPILED)} or leave it off"
+            )
         if self.train.layerskip is not None and not self.model.capabilities.early_exit:
             raise ValueError(f"train.layerskip: backbone {self.model.backbone} has no early exits")
         if self.train.layerskip is not None and self.model.layers < 2:
@@ -195,6 +150,22 @@ class Params(Section):
                 key = {"noise": "noise (a folder of recordings)", "overlap": "overlap_db"}[kind]
                 raise ValueError(f"model.tasks: {task} is learned from mixtures: set encode.mixtures.{key}")
         return self
+
+    def _levels_fit(self) -> None:
+        """Raises ValueError where the kind of the model has no use for what is said of its levels."""
+        kind, modes, drawn = self.model.kind, KINDS[self.model.kind].modes, False
+        for _, train, stage in self.train.phases:
+            one = train.level_loss == "one"
+            if one and kind not in ("v2-ar", "v2-nar"):
+                raise ValueError(f"train.level_loss one is for v2-ar and v2-nar, not for {kind}")
+            draws = "level" in modes or one or (kind == "v2-nar" and train.mask_levels != "all")
+            if stage is not None and stage.level_weights is not None and not draws:
+                raise ValueError(f"train.stages until {stage.until}: level_weights, and no level is drawn")
+            if train.token_dropout is not None and "level" not in modes:
+                raise ValueError(f"train.token_dropout is for level passes, and kind {kind} has none")
+            drawn = drawn or draws
+        if self.model.level_weights is not None and not drawn:
+            raise ValueError("model.level_weights: no level is drawn, unless train.level_loss is one")
 
 
 def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
@@ -208,6 +179,9 @@ def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+_REASONS = {"extra_forbidden": "unknown key", "string_type": "is a text: put it in quotes"}
+
+
 def parse_params(raw: dict[str, Any], source: str = "params") -> Params:
     """Validate a plain dictionary. Raises ConfigError naming the source, the key and the reason."""
     try:
@@ -216,20 +190,29 @@ def parse_params(raw: dict[str, Any], source: str = "params") -> Params:
         lines = []
         for item in error.errors():
             where = ".".join(str(part) for part in item["loc"]) or "(whole file)"
-            reason = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+            reason = _REASONS.get(item["type"], item["msg"].removeprefix("Value error, "))
             value = "" if isinstance(item["input"], (dict, BaseModel)) else f" (got {item['input']!r})"
             lines.append(f"  {where}: {reason}{value}")
         raise ConfigError(f"{source} is not valid:\n" + "\n".join(lines)) from None
+
+
+def parse_yaml(text: str) -> Any:
+    """What ``text`` says in YAML 1.2, which is what DVC reads: ``off`` and ``no`` are words, ``1e3`` is a number.
+
+    Raises:
+        YAMLError: it is not YAML, or names a key twice.
+    """
+    return YAML(typ="safe").load(text)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML mapping from a file. Raises ConfigError naming the file for anything else."""
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file (run from the project's folder, or name one with --params)") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not readable YAML: {error}") from None
     if raw is None:
         return {}

@@ -19,8 +19,9 @@ from pathlib import Path
 PACKAGES = (
     "torch", "torchaudio", "transformers", "encodec", "descript-audio-codec", "phonemizer", "whisperx", "dvc",
     "prefect", "mlflow", "fastapi", "pyarrow", "lightning", "pytorch-optimizer", "safetensors", "soundfile", "soxr",
-    "pydantic",
+    "pydantic", "av", "wetext", "pykakasi", "faiss-cpu", "vocos",
 )  # fmt: skip
+EXTRAS = {"ray": "pip install -e '.[ray]', for executor.kind: ray"}  # package → how to get it
 MIN_DISK_GB = 3.0
 ENVIRONMENT = "make env"
 
@@ -49,7 +50,8 @@ def examine(models: Path = Path("models")) -> list[Finding]:
     Args:
         models: where the pipeline leaves its models.
     """
-    checks: list[Callable[[], Finding]] = [_python, *(_package(name) for name in PACKAGES)]
+    checks: list[Callable[[], Finding]] = [_python, *(_package(name, ENVIRONMENT) for name in PACKAGES)]
+    checks += [_package(name, remedy, needed=False) for name, remedy in EXTRAS.items()]
     checks += [_whisper_tiny, _voice_activity, _speaker_encoder, _dnsmos, _espeak, _encodec, _dac, _whisper_hub]
     checks += [lambda: _voice(models), _gpu, _processor, _disk]
     findings = []
@@ -95,12 +97,12 @@ def _python() -> Finding:
     return Finding("packages", "python", good, platform.python_version(), True, "install Python 3.11 or newer")
 
 
-def _package(name: str) -> Callable[[], Finding]:
+def _package(name: str, remedy: str, needed: bool = True) -> Callable[[], Finding]:
     def check() -> Finding:
         try:
-            return Finding("packages", name, True, importlib.metadata.version(name), True)
+            return Finding("packages", name, True, importlib.metadata.version(name), needed)
         except importlib.metadata.PackageNotFoundError:
-            return Finding("packages", name, False, "not installed", True, ENVIRONMENT)
+            return Finding("packages", name, False, "not installed", needed, remedy)
 
     return check
 

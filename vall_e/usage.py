@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from vall_e.decoding import SamplingConfig
     from vall_e.generation.synthesize import Voice
 
-WEIGHTS = ("float32", "bfloat16", "float16", "int8")  # as in ``vall_e.models.formats``, which needs torch
 MODELS = Path("models")
 GENERAL = (
     "guidance",
@@ -44,13 +43,15 @@ def voice_folder(given: Path | None) -> Path:
 
 def add_voice(parser: argparse.ArgumentParser) -> None:
     """Options that say which voice is loaded, where and how; see ``load_voice``."""
+    from vall_e.decoding import FORMATS
+
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="a trained voice; by default the newest below models/"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     parser.add_argument(
         "--weights",
-        choices=WEIGHTS,
+        choices=FORMATS,
         default="float32",
         help="how weights are kept: 16 bits halve what is read for each frame, 8 bits quarter it (default: float32)",
     )
