@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from multiprocessing import active_children
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from tests.corpus import jobs
+from tests.processes import exit_code
 from vall_e.corpus import executor as module
 from vall_e.corpus.executor import NOTE, Shard, ShardError, run_shards
 from vall_e.preparation import ExecutorConfig
@@ -127,11 +127,7 @@ def test_the_shard_that_ended_this_process_is_done_in_another_by_the_next_run(tm
     notes = tmp_path / "work"
     notes.mkdir()
     run = partial(run_shards, partial(jobs.setup, 1), partial(jobs.rows_that_kill, tmp_path), shards, ExecutorConfig())
-    child = os.fork()
-    if not child:
-        run(lambda n: None, notes)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert exit_code(run, jobs.untold, notes) == 3
     assert (notes / NOTE).read_text() == "b"
     run(lambda n: None, notes)
     assert (tmp_path / "b").read_text() == "2 3 - bad" and not list(notes.iterdir())

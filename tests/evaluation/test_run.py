@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.evaluation.corpora import RATE, row, tone, write_recordings
+from tests.processes import exit_code
 from tests.stages.test_pipeline_file import _closure
 from tests.test_architecture import ROOT
 from vall_e import audio
@@ -127,23 +128,24 @@ def test_a_text_that_cannot_be_spoken_costs_only_itself(corpus: list[dict], tmp_
     assert model["a0"]["word_errors"] == 0 and metrics["warnings"] == 4
 
 
+class Killed(Voice):
+    def speak_batch(self, requests: list, sampling: object) -> list[SimpleNamespace]:
+        if self.requests:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().speak_batch(requests, sampling)
+
+
+def _work(folder: Path) -> WorkFolder:
+    return WorkFolder("evaluate", "0123456789abcdef", folder / "work")
+
+
+def _evaluate_until_killed(corpus: list[dict], texts: dict, folder: Path) -> None:
+    evaluate(CONFIG, Killed(), corpus, texts, folder / "again", recogniser=Recogniser(), work=_work(folder))
+
+
 def test_a_killed_evaluation_goes_on_behind_its_last_batch(corpus: list[dict], tmp_path: Path) -> None:
     texts = {r["id"]: r["text"] for r in corpus}
-
-    class Killed(Voice):
-        def speak_batch(self, requests: list, sampling: object) -> list[SimpleNamespace]:
-            if self.requests:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().speak_batch(requests, sampling)
-
-    def work() -> WorkFolder:
-        return WorkFolder("evaluate", "0123456789abcdef", tmp_path / "work")
-
-    child = os.fork()
-    if child == 0:
-        evaluate(CONFIG, Killed(), corpus, texts, tmp_path / "again", recogniser=Recogniser(), work=work())
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert exit_code(_evaluate_until_killed, corpus, texts, tmp_path) == -signal.SIGKILL
     assert not (tmp_path / "again").exists()
 
     class Deaf(Recogniser):
@@ -151,9 +153,9 @@ def test_a_killed_evaluation_goes_on_behind_its_last_batch(corpus: list[dict], t
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        evaluate(CONFIG, Voice(), corpus, texts, tmp_path / "again", recogniser=Deaf(), work=work())
+        evaluate(CONFIG, Voice(), corpus, texts, tmp_path / "again", recogniser=Deaf(), work=_work(tmp_path))
     voice = Voice()
-    evaluate(CONFIG, voice, corpus, texts, tmp_path / "again", recogniser=Recogniser(), work=work())
+    evaluate(CONFIG, voice, corpus, texts, tmp_path / "again", recogniser=Recogniser(), work=_work(tmp_path))
     assert voice.requests == []  # the first batch by the process that was killed, the second by the deaf one
     evaluate(CONFIG, Voice(), corpus, texts, tmp_path / "once", recogniser=Recogniser())
     files = {p.relative_to(tmp_path / "once") for p in (tmp_path / "once").rglob("*.*")}

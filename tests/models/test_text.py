@@ -66,7 +66,9 @@ def test_transformers_loads_ours(tmp_path: Path, backbone: str, tied: bool, monk
     assert again.tokens == ours.tokens
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, ours(ids), atol=1e-5, rtol=1e-4)
-        assert torch.equal(again(ids), ours(ids))
+        # Not bit for bit: weights that are read lie otherwise in memory, and kernels differ by alignment.
+        torch.testing.assert_close(again(ids), ours(ids), atol=1e-6, rtol=1e-5)
+    assert all(torch.equal(kept, ours.state_dict()[name]) for name, kept in again.state_dict().items())
 
 
 def test_rows_of_a_ragged_batch_are_what_they_are_alone_and_end_where_they_end(tmp_path: Path) -> None:
