@@ -25,7 +25,7 @@ from vall_e.data.samples import SampleMaker
 from vall_e.data.store import Grouping
 from vall_e.models.packing import Sample
 
-POOL = 8  # batches sorted together
+POOL = 32  # batches sorted together
 ROWS = 4  # rows of a batch come in such groups where it has enough of them
 
 

@@ -28,6 +28,8 @@ from vall_e.sampling.guidance import guide
 from vall_e.sampling.noise import RowNoise
 from vall_e.tasks import Vocabulary
 
+ROOM = 256  # frames or symbols that there is room for at first
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -66,8 +68,13 @@ class Row:
     told: bool = False
     finished: bool = False
     score: float = 0.0
-    _frames: list[np.ndarray] = field(default_factory=list)
+    _said: np.ndarray = field(init=False)
     _count: int = 0
+
+    def __post_init__(self) -> None:
+        # One array: a small one kept of each frame would lie between the scratch memory of the steps, which grows from
+        # step to step and would never fit into a gap again.
+        self._said = np.empty((self.levels, min(self.limit, ROOM)), dtype=np.int64)
 
     @property
     def count(self) -> int:
@@ -76,8 +83,8 @@ class Row:
 
     @property
     def codes(self) -> np.ndarray:
-        """int64 [l, T]."""
-        return np.concatenate(self._frames, axis=1) if self._frames else np.zeros((self.levels, 0), dtype=np.int64)
+        """int64 [l, T], to look at: it lies where later frames will be added."""
+        return self._said[:, : self._count]
 
     def take(self, block: np.ndarray, stop: int) -> None:
         """Go on with ``block`` int64 [l, k], up to the first ``stop`` on level 0 or the limit."""
@@ -87,12 +94,14 @@ class Row:
             if len(ends) and ends[0] < room:
                 block, self.finished = block[:, : ends[0]], True
             block = block[:, :room]
-        self._frames.append(block)
-        self._count += block.shape[1]
+        first, self._count = self._count, self._count + block.shape[1]
+        if self._count > self._said.shape[1]:
+            self._said = np.concatenate((self._said, np.empty((self.levels, self._count), dtype=np.int64)), axis=1)
+        self._said[:, first : self._count] = block
         self.done = self.finished or self._count >= self.limit
 
     def candidate(self) -> Candidate:
-        return Candidate(self.codes, self.finished, self.score)
+        return Candidate(self.codes.copy(), self.finished, self.score)
 
 
 @dataclass(frozen=True)
