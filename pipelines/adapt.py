@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the new voice, such as voices/anna")
     parser.add_argument("--voice", default="models/voice", help="to start from: a folder, or models:/NAME@ALIAS")
     parser.add_argument("--profile", default=PROFILE, help=f"of conf/, put over params.yaml (default: {PROFILE})")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. train.max_steps=400")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. train.max_steps=200")
     parser.add_argument("--dry-run", action="store_true", help="make the workspace and check everything; run nothing")
     return parser
 
