@@ -23,7 +23,8 @@ from vall_e.nn.cache import Cache
 from vall_e.nn.masks import Mask
 from vall_e.training.module import VallEModule
 
-ATTENTION = ("sdpa", "eager")
+DEFAULT = "sdpa"  # what transformers takes where nobody asks for another
+ATTENTION = (DEFAULT, "eager")
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
 

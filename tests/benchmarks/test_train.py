@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.train import __main__ as command
 from benchmarks.train.flops import useful
-from benchmarks.train.peer import Loop, padded, tokens
+from benchmarks.train.peer import ATTENTION, Loop, padded, tokens
 from benchmarks.train.rounds import build
 from tests.tiny import CODES
 from tests.training.test_run import make_project, params
@@ -40,14 +40,17 @@ def test_the_report_has_every_key(
     keys = {"steps_per_s", "tokens_per_s", "over_hf_padded", "loader_share", "peak_mb", "mfu"}
     assert set(report) == keys | {"details"}
     assert all(math.isfinite(report[key]) and report[key] >= 0 for key in keys)
-    assert len(report["details"]["over_hf_padded"]["ratios"]) == 2 and 0 < report["mfu"] < 1
+    found = report["details"]["over_hf_padded"]
+    assert found["over"][found["attention"]] == report["over_hf_padded"] and 0 < report["mfu"] < 1
+    assert set(found["ratios"]) == set(found["over"]) == set(ATTENTION)
+    assert all(len(ratios) == 2 for ratios in found["ratios"].values())
 
 
 def test_the_peer_is_the_same_network_whatever_is_padded(work: tuple[Params, VallE, Data]) -> None:
     chosen, model, data = work
     batch = pack(data.train_batches.batch(0), data.layout, 16)
     mine, _ = model.loss(batch, chosen.train.label_smoothing, chosen.train.alignment_weight)
-    for attention in ("sdpa", "eager"):
+    for attention in ATTENTION:
         loop = Loop(model, chosen.train, attention)
         torch.testing.assert_close(loop.loss(batch), mine, atol=1e-4, rtol=1e-4)
         modules = (loop.module, VallEModule(model, chosen.train))
