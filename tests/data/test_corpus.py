@@ -76,12 +76,12 @@ def _build(folder: Path) -> None:
 
 
 def test_of_several_processes_one_makes_them(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    others = [context.Process(target=cached, args=(tmp_path, "loader-x", "k", _build)) for _ in range(4)]
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=cached, args=(tmp_path, "loader-x", "k", _build), daemon=True) for _ in range(3)]
     for process in others:
         process.start()
     for process in others:
-        process.join(60)
+        process.join(200)
         assert process.exitcode == 0
     assert len(list(tmp_path.glob("built-*"))) == 1
     assert {path.name for path in (tmp_path / "loader-x-k").iterdir()} == {"one", "two"}
