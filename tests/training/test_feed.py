@@ -12,7 +12,7 @@ from vall_e.data import order
 from vall_e.data.batches import POOL, Batches
 from vall_e.data.samples import SampleMaker
 from vall_e.models.packing import Packed, Sample
-from vall_e.training.feed import Feed
+from vall_e.training.feed import VALIDATION_BATCHES, Data, Feed
 
 
 def _batches(frames: int = 60, **changes: object) -> Batches:
@@ -66,6 +66,16 @@ def test_little_of_a_batch_is_padding() -> None:
     rows = [[batches.maker.layout.length(s) for s in batches.batch(step)] for step in range(6 * POOL)]
     used, room = sum(map(sum, rows)), sum(len(r) * max(r) for r in rows)
     assert 1 - used / room < 0.04
+
+
+def test_validation_makes_no_more_than_it_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its few batches are a pool of their own: every utterance in turn, none made for batches that nobody asks for."""
+    maker = SampleMaker(corpus(12 * POOL), train_config(), model_config(), CODES, 3, 0, 0.0, augment=False)
+    batches, made, make = Batches(maker, 400, 0, VALIDATION_BATCHES), [], SampleMaker.make
+    monkeypatch.setattr(SampleMaker, "make", lambda self, row, *rest: made.append(row) or make(self, row, *rest))
+    data = Data(batches, batches, maker.layout, train_config())
+    shown = sum(len(packed.lengths) for packed in data.val_dataloader())
+    assert shown == len(made) == len(set(made)) == batches.samples_per_pool
 
 
 def test_balance_evens_out_speakers_in_training_and_not_in_validation() -> None:

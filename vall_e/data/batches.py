@@ -25,7 +25,7 @@ from vall_e.data.samples import SampleMaker
 from vall_e.data.store import Grouping
 from vall_e.models.packing import Sample
 
-POOL = 32  # batches sorted together
+POOL = 32  # batches of training that are sorted together
 ROWS = 4  # rows of a batch come in such groups where it has enough of them
 
 
@@ -36,6 +36,7 @@ class Batches:
         maker: makes the samples; its ``train`` says which utterances come, how often and in which order.
         frames: positions that a batch should hold, padding included.
         seed: of everything drawn.
+        pool: batches that are sorted by length together, and made at once.
 
     Attributes:
         left_out: utterances that are shorter or longer than ``train`` asks for.
@@ -44,11 +45,11 @@ class Batches:
         ValueError: there is nothing to make batches of, or nothing to balance.
     """
 
-    def __init__(self, maker: SampleMaker, frames: int, seed: int) -> None:
+    def __init__(self, maker: SampleMaker, frames: int, seed: int, pool: int = POOL) -> None:
         utterances = maker.corpus.utterances
         if not len(utterances):
             raise ValueError("no utterances to make batches of: is the split empty?")
-        self.maker, self.frames, self.seed = maker, frames, seed
+        self.maker, self.frames, self.seed, self.pool = maker, frames, seed, pool
         lengths, chosen = utterances.codes.lengths, maker.chosen()
         self.left_out = 0 if chosen is None else len(utterances) - len(chosen)
         rising = lengths if maker.train.order == "duration" and maker.augment else None
@@ -59,12 +60,12 @@ class Batches:
         probe = [length(maker.make(int(index), 10**9, rng)) for index in probed]
         rows = frames / (float(np.mean(probe)) * 1.05)
         self.group = ROWS if rows >= 2 * ROWS else 1
-        self.samples_per_pool = POOL * max(1, round(rows)) if self.group == 1 else ROWS * round(POOL * rows / ROWS)
+        self.samples_per_pool = pool * max(1, round(rows)) if self.group == 1 else ROWS * round(pool * rows / ROWS)
         self._take(0, 1)
 
     def _take(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
-        self._pool = lru_cache(maxsize=2)(self._make_pool)
+        self._made = lru_cache(maxsize=2)(self._make_pool)
 
     def share(self, rank: int, world: int) -> Batches:
         """What process ``rank`` of the ``world`` that train together takes of these batches."""
@@ -76,25 +77,25 @@ class Batches:
     @property
     def steps_per_epoch(self) -> float:
         """Batches of this process in which the utterances of an epoch have come."""
-        return self.order.size / self.samples_per_pool * POOL / self.world
+        return self.order.size / self.samples_per_pool * self.pool / self.world
 
     def batch(self, step: int) -> list[Sample]:
         """Batch number ``step``, from 0."""
-        return self._pool(step // POOL)[step % POOL]
+        return self._made(step // self.pool)[step % self.pool]
 
     def _make_pool(self, number: int) -> list[list[Sample]]:
-        pool = number * self.world + self.rank
-        rng = np.random.default_rng((self.seed, 2, pool))
-        places = np.arange(pool * self.samples_per_pool, (pool + 1) * self.samples_per_pool)
-        step = number * POOL // self.maker.train.accumulate
+        count, place = self.pool, number * self.world + self.rank
+        rng = np.random.default_rng((self.seed, 2, place))
+        places = np.arange(place * self.samples_per_pool, (place + 1) * self.samples_per_pool)
+        step = number * count // self.maker.train.accumulate
         samples = [self.maker.make(int(index), step, rng) for index in self.order.at(places)]
         samples.sort(key=self.maker.layout.length)
         cost = np.cumsum([self.maker.layout.length(sample) for sample in samples])
-        groups, cuts = len(samples) // self.group, np.arange(1, POOL)
-        edges = np.searchsorted(cost[self.group - 1 :: self.group], cost[-1] * cuts / POOL) + 1
-        edges = np.maximum.accumulate(np.clip(edges, cuts, groups - POOL + cuts)) * self.group
+        groups, cuts = len(samples) // self.group, np.arange(1, count)
+        edges = np.searchsorted(cost[self.group - 1 :: self.group], cost[-1] * cuts / count) + 1
+        edges = np.maximum.accumulate(np.clip(edges, cuts, groups - count + cuts)) * self.group
         batches = [samples[a:b] for a, b in zip((0, *edges), (*edges, len(samples)), strict=True)]
-        turn = range(POOL) if self.order.rises(int(places[-1])) else rng.permutation(POOL)
+        turn = range(count) if self.order.rises(int(places[-1])) else rng.permutation(count)
         return [batches[i] for i in turn]
 
 

@@ -26,7 +26,7 @@ class Curriculum:
     def __init__(self, stages: Sequence[tuple[int, Batches]]) -> None:
         self.firsts, self.stages = [first for first, _ in stages], [batches for _, batches in stages]
         self.maker, self.steps_per_epoch = self.stages[-1].maker, self.stages[-1].steps_per_epoch
-        self.left_out = self.stages[-1].left_out
+        self.left_out, self.pool = self.stages[-1].left_out, self.stages[-1].pool
 
     def share(self, rank: int, world: int) -> Curriculum:
         """What process ``rank`` of the ``world`` that train together takes of these batches."""

@@ -16,12 +16,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vall_e.config import TrainConfig
-from vall_e.data.batches import POOL, Batches
+from vall_e.data.batches import Batches
 from vall_e.data.curriculum import Curriculum
 from vall_e.models.packing import Layout, Packed, pack
 from vall_e.training.memory import split
 
-VALIDATION_BATCHES = 4
+VALIDATION_BATCHES = 4  # one pool of them, so that nothing is made that is not looked at
 LENGTHS = 16  # batches are as long as a multiple of this: few shapes, see vall_e.data.batches
 AHEAD = 2  # pools that a worker makes before they are asked for
 
@@ -35,11 +35,13 @@ class _Pools(Dataset):
         self.batches, self.layout, self.first, self.last = batches, layout, first, last
 
     def __len__(self) -> int:
-        return -(-self.last // POOL) - self.first // POOL
+        pool = self.batches.pool
+        return -(-self.last // pool) - self.first // pool
 
     def __getitem__(self, index: int) -> list[Arrays]:
-        start = (self.first // POOL + index) * POOL
-        steps = range(max(start, self.first), min(start + POOL, self.last))
+        pool = self.batches.pool
+        start = (self.first // pool + index) * pool
+        steps = range(max(start, self.first), min(start + pool, self.last))
         return [self._arrays(pack(self.batches.batch(step), self.layout, LENGTHS)) for step in steps]
 
     @staticmethod

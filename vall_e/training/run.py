@@ -26,7 +26,7 @@ from vall_e.tasks import TASKS
 from vall_e.text.tokenizer import WORD_GAP, Tokenizer
 from vall_e.training.curves import Log
 from vall_e.training.distill import load_teacher
-from vall_e.training.feed import Data
+from vall_e.training.feed import VALIDATION_BATCHES, Data
 from vall_e.training.fit import fit
 from vall_e.training.ranks import rank_of
 from vall_e.training.samples import Show
@@ -139,7 +139,8 @@ def load_data(
 
         if augment:
             return corpus, batches_of(params.train, params.model, maker)
-        return corpus, Batches(maker(params.train, params.model), params.train.batch_frames, params.train.seed)
+        train = params.train
+        return corpus, Batches(maker(train, params.model), train.batch_frames, train.seed, VALIDATION_BATCHES)
 
     corpus, batches = load("train", True)
     if batches is None:
