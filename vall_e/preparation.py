@@ -194,6 +194,7 @@ class MelCodecConfig(Section):
     sample_rate: PositiveInt = 16_000
     n_fft: PositiveInt = 1024
     hop: PositiveInt = 320
+    subframes: PositiveInt = Field(2, description="spectra of a frame; hop is a multiple of it")
     n_mels: PositiveInt = 80
     levels: PositiveInt = 2
     codes: PositiveInt = 512
@@ -205,6 +206,12 @@ class MelCodecConfig(Section):
     lr: PositiveFloat = 2e-3
     griffin_lim_iters: PositiveInt = 32
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> MelCodecConfig:
+        if self.hop % self.subframes:
+            raise ValueError(f"codec.mel.hop: {self.hop} samples are not {self.subframes} equal steps (subframes)")
+        return self
 
 
 class CodecConfig(Section):

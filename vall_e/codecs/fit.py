@@ -76,10 +76,10 @@ def fit_mel_codec(
         keep = torch.randint(1, config.levels + 1, (config.batch_size,), generator=draws)
         keep[config.batch_size // 2 :] = config.levels
         with torch.autocast(magnitude.device.type, torch.bfloat16):  # products only; vectors and losses stay whole
-            z = codec.encoder(codec.log_mel(magnitude)).float()
+            z = codec.analyse(codec.log_mel(magnitude)).float()
         quantised, commitment = codec.quantizer(z, keep, draws)
         with torch.autocast(magnitude.device.type, torch.bfloat16):
-            predicted = codec.decoder(quantised).float()
+            predicted = codec.synthesise(quantised).float()
         target = codec.log_bins(magnitude)
         mel_l1 = F.l1_loss(codec.log_mel(codec.to_magnitude(predicted)), codec.log_mel(magnitude))
         bins_l1 = F.l1_loss(predicted, target)

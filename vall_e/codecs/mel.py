@@ -4,12 +4,19 @@ It needs no download: the ``fit_codec`` stage trains it on the corpus in a few m
 decoder predicts the linear magnitude spectrum directly (so the step from mel to linear is learned too) and
 Griffin-Lim with momentum (1306.1476; Perraudin 2013) finds a phase for it.
 
-Dimensions: B batch, N samples, T frames = N / hop, M mel bands, F frequency bins, L levels, n codes, d code width.
+Spectra are finer in time than codes are: a frame stands for several of them (``subframes``), because phases can only be
+found between windows that overlap by three quarters or more. True magnitudes of LJSpeech, turned back by 32 rounds:
+windows of 1024 samples every 480 have a DNSMOS of 2.14 and a speaker similarity of 0.93, every 240 of 3.19 and 0.998
+(the recordings: 3.21).
+
+Dimensions: B batch, N samples, T frames = N / hop, S = T * subframes spectra, M mel bands, F frequency bins, L levels,
+n codes, d code width.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -57,6 +64,7 @@ class MelCodec(nn.Module):
         super().__init__()
         self.config = config
         self.sample_rate, self.hop, self.n_fft = config.sample_rate, config.hop, config.n_fft
+        self.step = config.hop // config.subframes  # samples from one spectrum to the next
         self.frame_rate = config.sample_rate / config.hop
         self.levels, self.codes = config.levels, config.codes
         bins = config.n_fft // 2 + 1
@@ -67,28 +75,34 @@ class MelCodec(nn.Module):
         self.register_buffer("mel_std", torch.ones(config.n_mels, 1))
         self.register_buffer("bin_mean", torch.zeros(bins, 1))
         self.register_buffer("bin_std", torch.ones(bins, 1))
-        self.encoder = _stack(config.n_mels, config.width, config.code_dim, blocks)
+        self.encoder = _stack(config.n_mels * config.subframes, config.width, config.code_dim, blocks)
         self.quantizer = ResidualVQ(config.levels, config.codes, config.code_dim)
-        self.decoder = _stack(config.code_dim, config.width, bins, blocks)
+        self.decoder = _stack(config.code_dim, config.width, bins * config.subframes, blocks)
 
     @property
     def device(self) -> torch.device:
         return self.mel_mean.device
 
     def magnitude(self, wav: Tensor) -> Tensor:
-        """``wav`` float [B, 1, N] → magnitudes over the floor float [B, F, T], T = ceil(N / hop)."""
+        """``wav`` float [B, 1, N] → magnitudes over the floor float [B, F, S], T = ceil(N / hop)."""
         wav = F.pad(wav, (0, -wav.shape[-1] % self.hop)).squeeze(1)
-        margin = self.n_fft - self.hop
-        wav = F.pad(wav, (margin // 2, margin - margin // 2))
-        frames = wav.unfold(-1, self.n_fft, self.hop) * self.window
-        return (torch.fft.rfft(frames).abs().square() + FLOOR**2).sqrt().transpose(1, 2)
+        return (self._stft(wav).abs().square() + FLOOR**2).sqrt()
+
+    def analyse(self, log_mel: Tensor) -> Tensor:
+        """Normalised log-mel float [B, M, S] → vectors to quantise float [B, d, T]."""
+        return self.encoder(log_mel.unflatten(2, (-1, self.config.subframes)).transpose(2, 3).flatten(1, 2))
+
+    def synthesise(self, vectors: Tensor) -> Tensor:
+        """Quantised vectors float [B, d, T] → normalised log magnitudes float [B, F, S]."""
+        out = self.decoder(vectors).unflatten(1, (-1, self.config.subframes))  # [B, F, subframes, T]
+        return out.transpose(2, 3).flatten(2, 3)
 
     def log_mel(self, magnitude: Tensor) -> Tensor:
-        """Normalised log-mel float [B, M, T] of magnitudes [B, F, T]."""
+        """Normalised log-mel float [B, M, S] of magnitudes [B, F, S]."""
         return ((self.banks.T @ magnitude + 1e-5).log() - self.mel_mean) / self.mel_std
 
     def log_bins(self, magnitude: Tensor) -> Tensor:
-        """Normalised log magnitudes float [B, F, T]."""
+        """Normalised log magnitudes float [B, F, S]."""
         return (magnitude.log() - self.bin_mean) / self.bin_std
 
     def to_magnitude(self, log_bins: Tensor) -> Tensor:
@@ -97,7 +111,7 @@ class MelCodec(nn.Module):
 
     @torch.no_grad()
     def measure(self, magnitude: Tensor) -> None:
-        """Set the normalisation to the statistics of ``magnitude`` [B, F, T]."""
+        """Set the normalisation to the statistics of ``magnitude`` [B, F, S]."""
         mel, bins = (self.banks.T @ magnitude + 1e-5).log(), magnitude.log()
         for mean, std, value in ((self.mel_mean, self.mel_std, mel), (self.bin_mean, self.bin_std, bins)):
             mean.copy_(value.mean((0, 2), keepdim=False)[:, None])
@@ -106,12 +120,12 @@ class MelCodec(nn.Module):
     @torch.inference_mode()
     def encode(self, wav: Tensor) -> Tensor:
         """``wav`` float [B, 1, N] in -1..1 → codes int64 [B, L, T], T = ceil(N / hop)."""
-        return self.quantizer.encode(self.encoder(self.log_mel(self.magnitude(wav.to(self.device)))))
+        return self.quantizer.encode(self.analyse(self.log_mel(self.magnitude(wav.to(self.device)))))
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """``codes`` int64 [B, l, T] with 1 <= l <= L → wav float [B, 1, T * hop]."""
-        predicted = self.decoder(self.quantizer.decode(codes.to(self.device)))
+        predicted = self.synthesise(self.quantizer.decode(codes.to(self.device)))
         magnitude = self.to_magnitude(predicted)
         return self.griffin_lim((magnitude.square() - FLOOR**2).clamp(min=0).sqrt())
 
@@ -123,37 +137,38 @@ class MelCodec(nn.Module):
         to 1e-4 of full scale; two leave an error 35 dB or more below digits.
         """
         stack = sum(layer.kernel_size[0] // 2 for layer in self.decoder.modules() if isinstance(layer, nn.Conv1d))
-        overlap = -(-self.n_fft // self.hop) - 1
-        exact = stack + overlap * min(7, self.config.griffin_lim_iters + 1)
-        enough = min(exact, stack + 2 * overlap)
+        overlap = (-(-self.n_fft // self.step) - 1) / self.config.subframes  # frames that a round reaches farther
+        exact = stack + math.ceil(overlap * min(7, self.config.griffin_lim_iters + 1))
+        enough = min(exact, stack + math.ceil(2 * overlap))
         return WaveStream(self.decode, self.hop, Context(exact, exact, enough), look_ahead)
 
     def griffin_lim(self, magnitude: Tensor, momentum: float = 0.99) -> Tensor:
-        """Magnitudes float [B, F, T] → wav float [B, 1, T * hop]; deterministic (zero initial phase)."""
-        frames = magnitude.shape[-1]
+        """Magnitudes float [B, F, S] → wav float [B, 1, T * hop]; deterministic (zero initial phase)."""
         phase = torch.ones_like(magnitude, dtype=torch.complex64)
         previous = torch.zeros_like(phase)
         for _ in range(self.config.griffin_lim_iters):
-            rebuilt = self._stft(self._istft(magnitude * phase, frames))
+            rebuilt = self._stft(self._istft(magnitude * phase))
             phase = rebuilt - previous * (momentum / (1 + momentum))
             phase = phase / (phase.abs() + 1e-16)
             previous = rebuilt
-        return self._istft(magnitude * phase, frames)[:, None].clamp(-1, 1)
+        return self._istft(magnitude * phase)[:, None].clamp(-1, 1)
 
     def _stft(self, wav: Tensor) -> Tensor:
-        margin = self.n_fft - self.hop
+        """Spectra complex [B, F, S] of ``wav`` float [B, N]."""
+        margin = self.n_fft - self.step
         padded = F.pad(wav, (margin // 2, margin - margin // 2))
-        return torch.fft.rfft(padded.unfold(-1, self.n_fft, self.hop) * self.window).transpose(1, 2)
+        return torch.fft.rfft(padded.unfold(-1, self.n_fft, self.step) * self.window).transpose(1, 2)
 
-    def _istft(self, spectrum: Tensor, frames: int) -> Tensor:
-        pieces = torch.fft.irfft(spectrum, n=self.n_fft, dim=1) * self.window[:, None]
-        length = (frames - 1) * self.hop + self.n_fft
-        fold = {"output_size": (1, length), "kernel_size": (1, self.n_fft), "stride": (1, self.hop)}
+    def _istft(self, spectrum: Tensor) -> Tensor:
+        """The wave float [B, N] whose spectra are nearest to ``spectrum`` complex [B, F, S]."""
+        pieces, count = torch.fft.irfft(spectrum, n=self.n_fft, dim=1) * self.window[:, None], spectrum.shape[-1]
+        length = (count - 1) * self.step + self.n_fft
+        fold = {"output_size": (1, length), "kernel_size": (1, self.n_fft), "stride": (1, self.step)}
         wav = F.fold(pieces, **fold)[:, 0, 0]
-        weight = self.window.square()[None, :, None].expand(1, -1, frames)
+        weight = self.window.square()[None, :, None].expand(1, -1, count)
         wav = wav / F.fold(weight, **fold)[:, 0, 0].clamp(min=1e-3)
-        margin = (self.n_fft - self.hop) // 2
-        return wav[:, margin : margin + frames * self.hop]
+        margin = (self.n_fft - self.step) // 2
+        return wav[:, margin : margin + count * self.step]
 
     def codebooks(self) -> list[Tensor]:
         """The L code tables, float [n, d]."""

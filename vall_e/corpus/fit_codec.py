@@ -23,7 +23,7 @@ from vall_e.config import Params
 from vall_e.corpus.schema import UTTERANCES, read_rows
 from vall_e.preparation import CodecConfig
 
-_SIZES = ("sample_rate", "n_fft", "hop", "n_mels", "levels", "codes", "code_dim", "width")
+_SIZES = ("sample_rate", "n_fft", "hop", "subframes", "n_mels", "levels", "codes", "code_dim", "width")
 MAX_HOURS = 3.0  # of recordings held in memory; the codec hardly gains from more
 
 
