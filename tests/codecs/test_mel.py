@@ -79,6 +79,36 @@ def test_griffin_lim_comes_nearer_to_the_magnitudes_with_every_round() -> None:
     assert errors[2] < 0.2
 
 
+def test_phases_are_found_between_windows_that_overlap() -> None:
+    """One spectrum a frame of 5/8 of a window is too few; a frame of two finer ones gives the wave back."""
+    wav = torch.from_numpy(np.stack(_tones(4)))[:, None]
+    errors = []
+    for subframes in (1, 2, 4):
+        codec = MelCodec(TINY.model_copy(update={"hop": 160, "subframes": subframes})).eval()
+        magnitude, whole = codec.magnitude(wav), MelCodec(TINY).eval()
+        assert magnitude.shape[-1] == 25 * subframes
+        want, got = (whole.magnitude(x[..., 400:3600]) for x in (wav, codec.griffin_lim(magnitude)))
+        errors.append(float((got - want).norm() / want.norm()))
+    assert errors[2] < errors[1] < 0.75 * errors[0]
+
+
+def test_a_frame_is_made_of_the_spectra_of_its_own_time_and_becomes_them() -> None:
+    codec = MelCodec(TINY.model_copy(update={"subframes": 4})).eval()
+    codec.encoder = codec.decoder = torch.nn.Identity()
+    spectra = torch.arange(24.0) + 100 * torch.arange(20.0)[:, None]
+    frames = codec.analyse(spectra[None])
+    assert frames.shape == (1, 80, 6)
+    assert [sorted({int(x) % 100 for x in frame}) for frame in frames[0].T] == [
+        list(range(4 * t, 4 * t + 4)) for t in range(6)
+    ]
+    assert torch.equal(codec.synthesise(frames), spectra[None])
+
+
+def test_a_step_of_a_fraction_of_a_sample_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"codec\.mel\.hop: 81 samples are not 2 equal steps"):
+        MelCodecConfig(**TINY.model_dump() | {"hop": 81})
+
+
 def test_silence_is_silence(codec: MelCodec) -> None:
     magnitude = codec.magnitude(torch.zeros(1, 1, 800))
     assert torch.isfinite(codec.log_mel(magnitude)).all()
