@@ -39,7 +39,7 @@ WARM = 20  # steps before the clock counts: kernels are compiled for the first s
 
 def settings(kind: str, more: list[str]) -> list[str]:
     """``--set`` arguments that make a profile's model one of ``kind``."""
-    aligned = "ar" in KINDS[kind].modes
+    aligned = KINDS[kind].aligned
     return [f"model.kind={kind}", *([] if aligned else ["model.alignment=false"]), *more]
 
 

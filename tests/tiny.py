@@ -32,7 +32,7 @@ NOISY, ALONE, BOTH = 100, 200, 300  # added to the codes of mixtures, so that on
 
 def model_config(kind: str = "ar-depth", **changes: object) -> ModelConfig:
     sizes = {"dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ff_dim": 48, "depth_dim": 32, "codebook_dim": 32}
-    sizes["alignment"] = "ar" in KINDS[kind].modes
+    sizes["alignment"] = KINDS[kind].aligned
     return ModelConfig(kind=kind, **(sizes | changes))
 
 
@@ -57,7 +57,7 @@ def masked(rng: np.random.Generator, model: ModelConfig, share: float = 0.6, **s
     levels = LEVELS if KINDS[model.kind].frames else 1
     seen[:levels][rng.random((levels, seen.shape[1])) < share] = CODES
     seen[:levels, 0] = CODES
-    return replace(plain, corrupted=seen, mode="mask", spoken=None)
+    return replace(plain, corrupted=seen, mode="mask")
 
 
 def rows(model: ModelConfig, seed: int = 0) -> list[Sample]:

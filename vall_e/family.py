@@ -154,6 +154,11 @@ class Kind:
         """It has rows that see later positions."""
         return self.modes != ("ar",)
 
+    @property
+    def aligned(self) -> bool:
+        """It has rows that make a response from its text, and so can learn where in the text a frame is."""
+        return "ar" in self.modes or "mask" in self.modes
+
 
 KINDS: dict[str, Kind] = {
     "ar": Kind(("ar",)),
@@ -334,8 +339,10 @@ class ModelConfig(Section):
             )
         if self.kind == "nar" and self.tasks != ("tts",):
             raise ValueError("kind nar only adds levels to what another model drew: its one task is tts")
-        if self.alignment and "ar" not in kind.modes:
-            raise ValueError(f"model.alignment is read off autoregressive rows, {self.kind} has none: set it to false")
+        if self.alignment and not kind.aligned:
+            raise ValueError(
+                f"model.alignment is read off rows that make level 0, and {self.kind} has none: set it to false"
+            )
         return self
 
     @model_validator(mode="after")

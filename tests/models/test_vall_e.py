@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.tiny import CODES, LEVELS, PHONES, build, model_config, of_task, overfit, rows, sample
+from tests.tiny import CODES, LEVELS, PHONES, build, masked, model_config, of_task, overfit, rows, sample
 from vall_e.data.makers import MAKERS
 from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS, ModelConfig
@@ -178,7 +178,7 @@ def test_level_factors_weigh_the_levels() -> None:
     ({"kind": "ar", "timestep": True}, "demask"),
     ({"kind": "v2-ar", "tie_heads": True}, "tie_heads"),
     ({"kind": "nar", "tasks": ("tts", "stt")}, "only adds levels"),
-    ({"kind": "v2-nar", "alignment": True}, "set it to false"),
+    ({"kind": "nar", "alignment": True}, "set it to false"),
     ({"kind": "ar-depth", "level_weights": (1.0,)}, "level_weights"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_with_the_reason(options: dict, reason: str) -> None:
@@ -203,6 +203,21 @@ def test_the_alignment_head_learns_where_in_the_text_a_frame_is() -> None:
         model.alignment.loss(state[:1], text[:1], packed.spoken[:1]), torch.stack(by_hand).mean()
     )
     assert log_p[:, ~text[0]].exp().sum() == 0
+
+
+@pytest.mark.parametrize("kind", ["nar-len", "ar+nar-len", "v2-nar"])
+def test_frames_of_masked_rows_learn_where_they_are_too(kind: str) -> None:
+    """What is masked and what is not: each frame at its own position, and nothing is asked behind the last."""
+    model, rng = build(kind), np.random.default_rng(0)
+    samples = [masked(rng, model.config, text=4, prompt=3, response=8), masked(rng, model.config, text=5, response=9)]
+    packed = pack(samples, model.layout)
+    start = int(packed.response[0]) + 1
+    asked = packed.spoken[0, 0] >= 0
+    assert asked.nonzero().flatten().tolist() == list(range(start, start + 8))
+    assert packed.spoken[0, 0, start] == packed.spoken[0, 1, start] == 2  # behind the header and bos
+    before = model.loss(packed)[1]["alignment"]
+    _, after = overfit(model, samples, 60, alignment_weight=1.0)
+    assert before > 0.7 and after["alignment"] < 0.05
 
 
 def test_tables_start_from_codebooks_and_keep_their_distances() -> None:

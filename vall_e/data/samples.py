@@ -116,7 +116,7 @@ class SampleMaker:
             if self.train.level_loss == "one":
                 asked = int(rng.choice(self.levels, p=self.level_p))
             corrupted = self._seen(response, mode, level, asked, rng)
-        spoken = spoken if mode == "ar" else None
+        spoken = None if mode == "level" else spoken
         sample = Sample(phones, prompt, response, level, corrupted, spoken, mode, language=language, asked=asked)
         if task == "tts":
             return sample

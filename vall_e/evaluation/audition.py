@@ -23,6 +23,7 @@ from vall_e.evaluation.normalisers import read_hypothesis
 from vall_e.evaluation.pictures import codes_picture, maps_picture
 from vall_e.evaluation.run import Listener
 from vall_e.family import KINDS
+from vall_e.generation.alignment import aligned_row, first_frame
 from vall_e.generation.respond import respond
 from vall_e.models.packing import Place, pack
 from vall_e.models.vall_e import VallE
@@ -105,9 +106,9 @@ class Audition:
 
     def _maps(self, model: VallE, reading: Reading, codes: np.ndarray, path: Path) -> None:
         """What the frames that were drawn attend to in the last layer, and which phone they say (alignment head)."""
-        row = replace(reading.sample, response=codes)
+        row = aligned_row(model, replace(reading.sample, response=codes))
         packed = pack([row], model.layout).to(model.device)
-        first, frames = int(packed.response[0]), codes.shape[1]
+        first, frames = first_frame(row, int(packed.response[0])), codes.shape[1]
         with torch.inference_mode(), model.backbone.watched() as watch:
             model.hidden(packed)
             attention = None if watch is None or watch.weights is None else watch.weights[0].mean(0)

@@ -1,15 +1,20 @@
 """Did it say all of the text, in order? Asked of the model's own alignment head, after decoding.
 
+The head is asked about the rows that it was trained on: those that go left to right, and where a kind has none, those
+that demask, with nothing masked.
+
 Dimensions: R rows, T frames, S text slots.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from vall_e.family import KINDS
 from vall_e.models.packing import Place, Sample, pack
 from vall_e.models.vall_e import VallE
 
@@ -30,8 +35,20 @@ def alignment_scores(model: VallE, samples: Sequence[Sample]) -> list[float]:
     return [best_path(log_p) / len(log_p) for log_p in _log_p(model, samples)]
 
 
+def aligned_row(model: VallE, sample: Sample) -> Sample:
+    """A spoken sample as a row in which the model was taught where in the text a frame is."""
+    mode = "ar" if "ar" in KINDS[model.config.kind].modes else "mask"
+    return replace(sample, mode=mode, level=0, corrupted=None, spoken=None)
+
+
+def first_frame(row: Sample, start: int) -> int:
+    """The position that tells of the first frame, of an ``aligned_row`` whose response starts at ``start``."""
+    return start + (row.mode == "mask")  # left to right, the position in front tells
+
+
 def _log_p(model: VallE, samples: Sequence[Sample]) -> list[np.ndarray]:
     """Per row log p [T + 1, S + 1] of the phones, and behind them the text's end, in the frames and at the stop."""
+    samples = [aligned_row(model, sample) for sample in samples]
     with torch.inference_mode():
         packed = pack(samples, model.layout).to(model.device)
         log_p = model.align(packed).cpu().numpy()
@@ -40,7 +57,12 @@ def _log_p(model: VallE, samples: Sequence[Sample]) -> list[np.ndarray]:
     starts = zip(packed.response.tolist(), first_phone.tolist(), strict=True)
     for row, sample, (start, text) in zip(log_p, samples, starts, strict=True):
         frames, phones = sample.response.shape[1], len(sample.text)
-        found.append(row[start : start + frames + 1, text : text + phones + 1])
+        first = first_frame(sample, start)
+        part = row[first : first + frames + 1, text : text + phones + 1]
+        if sample.mode == "mask":  # a row of a given length has no stop: behind its last frame is the text's end
+            end = np.where(np.arange(phones + 1) < phones, IMPOSSIBLE, 0.0)
+            part = np.concatenate((part[:frames], end[None]))
+        found.append(part)
     return found
 
 

@@ -81,7 +81,8 @@ def respond(
         lengths = [codes.shape[1] for codes in whole]
         found = demask(model, prompts, lengths, sampling.demask, seeds, first, sampling.candidates)
         candidates = [
-            [replace(c, codes=c.codes[:, k.shape[1] :]) for c in row] for row, k in zip(found, known, strict=True)
+            _aligned(model, [replace(c, codes=c.codes[:, k.shape[1] :]) for c in row], replace(p, response=k))
+            for row, k, p in zip(found, known, prompts, strict=True)
         ]
     else:
         if given is not None:

@@ -348,6 +348,8 @@ class _Row:
         if sample.mode == "level":
             self.target[sample.level, slots] = sample.response[sample.level]
             return
+        if sample.spoken is not None:
+            self.spoken[:, slots] = sample.spoken + self.text_at + 1
         hidden = seen[:shown] == layout.codes
         self.target[:shown, slots] = np.where(hidden, sample.response[:shown], IGNORE)
         self.masked = float(hidden.mean()) if frames else 0.0
