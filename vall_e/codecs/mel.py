@@ -54,6 +54,11 @@ def _stack(inputs: int, width: int, outputs: int, blocks: int) -> nn.Sequential:
     )
 
 
+def _power(spectra: Tensor) -> Tensor:
+    """|x|² of complex values, a third of the time of ``abs``, which guards against an overflow that cannot be here."""
+    return spectra.real.square() + spectra.imag.square()
+
+
 class MelCodec(nn.Module):
     """See the module; the attributes and methods of ``vall_e.codecs.base.Codec``."""
 
@@ -86,7 +91,7 @@ class MelCodec(nn.Module):
     def magnitude(self, wav: Tensor) -> Tensor:
         """``wav`` float [B, 1, N] → magnitudes over the floor float [B, F, S], T = ceil(N / hop)."""
         wav = F.pad(wav, (0, -wav.shape[-1] % self.hop)).squeeze(1)
-        return (self._stft(wav).abs().square() + FLOOR**2).sqrt()
+        return (_power(self._stft(wav)) + FLOOR**2).sqrt()
 
     def analyse(self, log_mel: Tensor) -> Tensor:
         """Normalised log-mel float [B, M, S] → vectors to quantise float [B, d, T]."""
@@ -149,7 +154,7 @@ class MelCodec(nn.Module):
         for _ in range(self.config.griffin_lim_iters):
             rebuilt = self._stft(self._istft(magnitude * phase))
             phase = rebuilt - previous * (momentum / (1 + momentum))
-            phase = phase / (phase.abs() + 1e-16)
+            phase = phase / (_power(phase).sqrt() + 1e-16)
             previous = rebuilt
         return self._istft(magnitude * phase)[:, None].clamp(-1, 1)
 
