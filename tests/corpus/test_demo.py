@@ -32,7 +32,7 @@ def test_the_projects_corpus(project_root: Path) -> None:
     assert len(corpus.voices) >= 8 and sum(voice.test for voice in corpus.voices) == 2
     assert len({voice.voice for voice in corpus.voices}) == len(corpus.voices)
     said = list(utterances(corpus))
-    assert 450 <= len(said) <= 600 and len({u.id for u in said}) == len(said)
+    assert 700 <= len(said) <= 900 and len({u.id for u in said}) == len(said)
     assert {word for u in said for word in u.text.split()} == set(corpus.vocabulary())
     lengths = {len(u.text.split()) for u in said if set(u.text.split()) <= set(DIGITS)}
     assert lengths == {1, 2, 3, 4, 5}
