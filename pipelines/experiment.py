@@ -92,6 +92,11 @@ def said(point: Point) -> str:
     return " ".join(f"{key}={json.dumps(value, ensure_ascii=False).strip(chr(34))}" for key, value in point.items())
 
 
+def varied(point: Point, points: Sequence[Point]) -> Point:
+    """What of a point is not the same in all ``points``; all of it where nothing is."""
+    return {key: value for key, value in point.items() if any(p.get(key) != value for p in points)} or point
+
+
 def experiment_name(root: Path, prefix: str, point: Point) -> str:
     """``PREFIX-0123abcd``, the same for the same point and the same uncommitted changes of what git tracks."""
     words = ["git", "diff", "HEAD", "--", ".", ":(exclude)dvc.lock", ":(exclude)params.yaml"]

@@ -67,13 +67,19 @@ def reject_rows(metrics: Metrics, stages: Sequence[str]) -> list[dict[str, Any]]
 
 
 def figure(metrics: Metrics, name: str) -> float:
-    """One figure by its dotted name (``train.loss``), or in short: ``wer`` is ``summary.wer.model``.
+    """One figure by its dotted name (``train.val.loss``), or in short: ``wer`` is ``summary.wer.model``, and a stage
+    whose name says nothing more is left out (``val.loss``).
 
     Raises:
-        ConfigError: there is no such figure.
+        ConfigError: there is no such figure, or there are several.
     """
     flat = numbers(metrics)
     for key in (name, f"summary.{name}.model", f"summary.{name}"):
         if key in flat:
             return flat[key]
+    found = [key for stage in metrics if (key := f"{stage}.{name}") in flat]
+    if len(found) == 1:
+        return flat[found[0]]
+    if found:
+        raise ConfigError(f"metrics/*.json hold several figures {name!r}: say which of {', '.join(sorted(found))}")
     raise ConfigError(f"metrics/*.json hold no figure {name!r}; there are {', '.join(sorted(flat)) or 'none'}")

@@ -18,6 +18,7 @@ from pipelines.figures import figure  # noqa: E402
 from pipelines.search import SearchFailed, parse_space  # noqa: E402
 from pipelines.sweep import table  # noqa: E402
 from pipelines.workspace import workspace_lock  # noqa: E402
+from stages.origin import POINT_TAG  # noqa: E402
 from vall_e.config import ConfigError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def _try(
     except ConfigError as error:  # what cannot work together was drawn
         get_run_logger().warning("%s: %s", name, error)
         return {"state": TrialState.FAIL}
-    state = experiment(name, point, str(root), targets, temp, timeout_seconds, {"sweep": study}, return_state=True)
+    tags = {"sweep": study, POINT_TAG: said(point)}
+    state = experiment(name, point, str(root), targets, temp, timeout_seconds, tags, return_state=True)
     if not state.is_completed():
         return {"state": TrialState.FAIL}
     return {"values": figure(state.result(), goal)}

@@ -21,10 +21,12 @@ from pipelines.experiment import (  # noqa: E402
     experiment_names,
     remove_experiments,
     said,
+    varied,
 )
 from pipelines.figures import Metrics, figure  # noqa: E402
 from pipelines.sweep import FIGURES, Point, SweepFailed, grid_points, table  # noqa: E402
 from pipelines.workspace import workspace_lock  # noqa: E402
+from stages.origin import POINT_TAG  # noqa: E402
 from vall_e.config import ConfigError  # noqa: E402
 
 
@@ -73,10 +75,14 @@ def sweep(
             for number, (key, point) in enumerate(zip(names, todo, strict=True), 1):
                 get_run_logger().info("%d of %d: %s (%s)", number, len(todo), key, said(point))
                 step = experiment.with_options(retries=retries)
-                state = step(key, point, root, targets, temp, timeout_seconds, {"sweep": name}, return_state=True)
+                tags = {"sweep": name, POINT_TAG: said(varied(point, todo))}
+                state = step(key, point, root, targets, temp, timeout_seconds, tags, return_state=True)
                 rows.append(_row(key, point, state, figures or FIGURES))
         finally:
             _leave(rows)
+    for key in figures or ():
+        if rows and all(row[key] is None for row in rows):
+            get_run_logger().warning("no experiment has the figure %s: its column is empty (metrics/*.json)", key)
     if failed := [row["experiment"] for row in rows if row["state"] == "failed"]:
         raise SweepFailed(f"{len(failed)} of {len(rows)} experiments failed: {', '.join(failed)}")
     return Completed(data=rows, message=f"{len(rows)} experiments")

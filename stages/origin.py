@@ -12,6 +12,9 @@ from pathlib import Path
 TAGS = "VALL_E_TAGS"
 
 
+POINT_TAG = "point"  # of the MLflow runs of a sweep or a search: the parameters that this experiment tries
+
+
 def tags_environment(tags: Mapping[str, str]) -> dict[str, str]:
     """The environment variable that gives ``tags`` to the MLflow runs of all stages below a process."""
     return {TAGS: json.dumps(dict(tags))} if tags else {}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock
 
 from stages.lineage import INPUT, MADE_BY, OUTPUT, TRAINED, ancestors, find_maker
-from stages.origin import git_state, origin_tags, records_root
+from stages.origin import POINT_TAG, git_state, origin_tags, records_root
 from vall_e.config import TrackingConfig
 
 if TYPE_CHECKING:
@@ -234,8 +234,14 @@ def start(
     tags |= git_state(root) | origin_tags()
     if parent:
         tags |= {"training_run": parent, "mlflow.parentRunId": parent}
-    created = client.create_run(experiment, _milliseconds(started), tags, run_name=f"{stage} {profile}")
+    created = client.create_run(experiment, _milliseconds(started), tags, run_name=_name(stage, profile, tags))
     return Run(client, created.info.run_id, parent, experiments(client, config))
+
+
+def _name(stage: str, profile: str, tags: Mapping[str, str]) -> str:
+    """``train digits``; within an experiment also what it tries, so that its runs can be told from one another."""
+    tried = tags.get(POINT_TAG) or tags.get("dvc.experiment")
+    return f"{stage} {profile}" + (f": {tried}" if tried else "")
 
 
 def _milliseconds(seconds: float | None) -> int:
@@ -268,7 +274,7 @@ def record_cached(
     if makers and makers[0]:
         tags["cached_from"] = makers[0]
     tags |= git_state(root) | dict(origin or {})
-    created = client.create_run(experiment, tags=tags, run_name=f"{stage} {profile} (cached)")
+    created = client.create_run(experiment, tags=tags, run_name=f"{_name(stage, profile, tags)} (cached)")
     run = Run(client, created.info.run_id)
     run.metrics(metrics)
     run.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.experiment import check_points, experiment_name, overrides_of, said
+from pipelines.experiment import check_points, experiment_name, overrides_of, said, varied
 from pipelines.figures import figure, metric_rows, reject_rows
 from pipelines.search import parse_space
 from pipelines.sweep import grid_points, parse_grid, table
@@ -80,9 +80,23 @@ def test_the_ranges_of_a_search():
             parse_space([wrong])
 
 
+def test_what_a_run_tries_is_what_varies():
+    points = [{"profile": "digits", "model.kind": kind, "train.lr": rate} for kind in ("ar", "nar") for rate in (1, 2)]
+    assert varied(points[1], points) == {"model.kind": "ar", "train.lr": 2}
+    assert varied(points[0], points[:2]) == {"train.lr": 1}
+    assert varied(points[0], points[:1]) == points[0]
+
+
 def test_figures_and_how_they_differ():
     now = {"summary": {"wer": {"model": 0.2, "recording": 0.0}}, "train": {"loss": 2.0, "steps": 5}}
     assert (figure(now, "wer"), figure(now, "train.loss")) == (0.2, 2.0)
+    real = {
+        "train": {"train.loss": 1.5, "val.loss": 2.5, "seconds": 3.0},
+        "encode": {"seconds": 1.0},
+    }  # as stages say it
+    assert [figure(real, name) for name in ("train.loss", "val.loss", "train.train.loss")] == [1.5, 2.5, 1.5]
+    with pytest.raises(ConfigError, match=r"several figures 'seconds': say which of encode\.seconds, train\.seconds"):
+        figure(real, "seconds")
     with pytest.raises(ConfigError, match="no figure 'cer'; there are summary.wer.model"):
         figure(now, "cer")
     run, commit = {"train": {"loss": 3.0, "steps": 5}}, {"train": {"steps": 5}}
