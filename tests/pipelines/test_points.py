@@ -90,10 +90,7 @@ def test_what_a_run_tries_is_what_varies():
 def test_figures_and_how_they_differ():
     now = {"summary": {"wer": {"model": 0.2, "recording": 0.0}}, "train": {"loss": 2.0, "steps": 5}}
     assert (figure(now, "wer"), figure(now, "train.loss")) == (0.2, 2.0)
-    real = {
-        "train": {"train.loss": 1.5, "val.loss": 2.5, "seconds": 3.0},
-        "encode": {"seconds": 1.0},
-    }  # as stages say it
+    real = {"train": {"train.loss": 1.5, "val.loss": 2.5, "seconds": 3.0}, "encode": {"seconds": 1.0}}
     assert [figure(real, name) for name in ("train.loss", "val.loss", "train.train.loss")] == [1.5, 2.5, 1.5]
     with pytest.raises(ConfigError, match=r"several figures 'seconds': say which of encode\.seconds, train\.seconds"):
         figure(real, "seconds")
