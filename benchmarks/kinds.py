@@ -39,8 +39,7 @@ WARM = 20  # steps before the clock counts: kernels are compiled for the first s
 
 def settings(kind: str, more: list[str]) -> list[str]:
     """``--set`` arguments that make a profile's model one of ``kind``."""
-    aligned = KINDS[kind].aligned
-    return [f"model.kind={kind}", *([] if aligned else ["model.alignment=false"]), *more]
+    return [f"model.kind={kind}", *([] if KINDS[kind].begins else ["model.alignment=false"]), *more]
 
 
 def pace(params: Params, root: Path, steps: int) -> float:

@@ -62,7 +62,7 @@ class Cell:
         """Raises ValidationError for what cannot work."""
         tasks = ("tts",) if self.kind == "nar" else tuple(MAKERS)
         sizes = SIZES | ({"mamba": {"state": 8, "head_dim": 32}} if self.backbone == "mamba2" else {})
-        alignment = KINDS[self.kind].aligned
+        alignment = KINDS[self.kind].begins
         return ModelConfig(
             kind=self.kind, backbone=self.backbone, tasks=tasks, alignment=alignment, **sizes, **self.options
         )  # fmt: skip

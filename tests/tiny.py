@@ -32,7 +32,7 @@ NOISY, ALONE, BOTH = 100, 200, 300  # added to the codes of mixtures, so that on
 
 def model_config(kind: str = "ar-depth", **changes: object) -> ModelConfig:
     sizes = {"dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ff_dim": 48, "depth_dim": 32, "codebook_dim": 32}
-    sizes["alignment"] = KINDS[kind].aligned
+    sizes["alignment"] = KINDS[kind].begins
     return ModelConfig(kind=kind, **(sizes | changes))
 
 

@@ -155,8 +155,8 @@ class Kind:
         return self.modes != ("ar",)
 
     @property
-    def aligned(self) -> bool:
-        """It has rows that make a response from its text, and so can learn where in the text a frame is."""
+    def begins(self) -> bool:
+        """It makes level 0: it can speak by itself, and learn where in the text a frame is."""
         return "ar" in self.modes or "mask" in self.modes
 
 
@@ -339,7 +339,7 @@ class ModelConfig(Section):
             )
         if self.kind == "nar" and self.tasks != ("tts",):
             raise ValueError("kind nar only adds levels to what another model drew: its one task is tts")
-        if self.alignment and not kind.aligned:
+        if self.alignment and not kind.begins:
             raise ValueError(
                 f"model.alignment is read off rows that make level 0, and {self.kind} has none: set it to false"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,16 @@ def test_a_frame_is_made_of_the_spectra_of_its_own_time_and_becomes_them() -> No
 def test_a_step_of_a_fraction_of_a_sample_is_refused() -> None:
     with pytest.raises(ValueError, match=r"codec\.mel\.hop: 81 samples are not 2 equal steps"):
         MelCodecConfig(**TINY.model_dump() | {"hop": 81})
+
+
+def test_a_codec_from_before_there_were_subframes_is_read_as_it_was(tmp_path: Path) -> None:
+    older = MelCodec(TINY.model_copy(update={"subframes": 1})).eval()
+    older.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["mel"].pop("subframes") == 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    codes = torch.randint(TINY.codes, (1, 2, 5), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(MelCodec.load(tmp_path).decode(codes), older.decode(codes))
 
 
 def test_silence_is_silence(codec: MelCodec) -> None:

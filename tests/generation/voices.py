@@ -26,7 +26,7 @@ def voice(kind: str = "ar-depth", tasks: tuple[str, ...] = ("tts",), seconds: fl
     codec, tokenizer = small.mel(), Tokenizer.fit(phonemize(list(WORDS), "en-us"))
     model = ModelConfig(
         kind=kind, tasks=tasks, dim=32, layers=2, heads=2, kv_heads=1, ff_dim=64, depth_dim=16, codebook_dim=16,
-        alignment=KINDS[kind].aligned,
+        alignment=KINDS[kind].begins,
     )  # fmt: skip
     config = VoiceConfig(
         model=model, levels=codec.levels, codes=codec.codes, phones=len(tokenizer), codec=CodecConfig(),

@@ -192,7 +192,7 @@ class MelCodec(nn.Module):
         for file in ("config.json", "model.safetensors"):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f"{folder / file} is missing: run the fit_codec stage to fit the bundled codec")
-        config = MelCodecConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))["mel"])
-        codec = cls(config)
+        sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))["mel"]
+        codec = cls(MelCodecConfig(**{"subframes": 1} | sizes))  # older codecs have one and do not say so
         codec.load_state_dict(load_file(folder / "model.safetensors"))
         return codec.to(device).eval()

@@ -67,8 +67,8 @@ def respond(
         NoFirstLevelError: a model that only adds levels.
         ValueError: ``given`` to a pass that goes left to right.
     """
-    modes = KINDS[model.config.kind].modes
-    if "ar" not in modes and "mask" not in modes:
+    kind = KINDS[model.config.kind]
+    if not kind.begins:
         raise NoFirstLevelError(
             f"a model of kind {model.config.kind} only adds levels to what another one drew: speak with kind ar+nar"
         )
@@ -91,7 +91,7 @@ def respond(
         candidates = _left_to_right(model, prompts, sampling, seeds, longest, asked, progress, draft)
     chosen = [choose(c, p) for c, p in zip(candidates, prompts, strict=True)]
     codes = [c.codes for c in chosen]
-    if "level" in modes:
+    if "level" in kind.modes:
         codes = _levels(model, prompts, sampling, seeds, codes, known, whole)
     return list(zip(chosen, codes, strict=True))
 
