@@ -7,11 +7,13 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
-from tests.backbones.checks import check_cache, check_causal
+from tests.backbones.checks import check_cache, check_causal, check_prefill
 from tests.tiny import model_config
+from vall_e.backbones.base import build_backbone
 from vall_e.backbones.llama import Llama
 from vall_e.family import ModelConfig
 from vall_e.nn.masks import Mask
+from vall_e.nn.ragged import Ragged
 
 
 def hf_sizes(config: ModelConfig) -> dict:
@@ -68,3 +70,25 @@ def test_causal_by_gradient_and_full_with_a_mask(ours: Llama) -> None:
 
 def test_cached_equals_uncached(ours: Llama) -> None:
     check_cache(ours)
+
+
+@pytest.mark.parametrize("backbone", ["llama", "mixtral"])
+def test_fused_layers_are_prefilled_without_padding(backbone: str) -> None:
+    torch.manual_seed(0)
+    fused = build_backbone(model_config(backbone=backbone)).eval()
+    fused.fuse()
+    seen: list[int] = []
+    fused.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2].numel()))
+    check_prefill(fused)
+    assert seen == [3 * 7, 6 + 2 + 4, 3]  # whole, prompt, step
+
+
+def test_rows_without_padding_and_back() -> None:
+    padded = torch.arange(24.0).view(3, 4, 2)
+    ragged = Ragged.of(torch.tensor([2, 4, 1]), 4)
+    joined = ragged.collect(padded)
+    assert joined[:, 0].tolist() == [0, 2, 8, 10, 12, 14, 16]
+    assert ragged.first.tolist() == [0, 2, 6]
+    spread = ragged.spread(joined)
+    assert spread[0, 2:].eq(0).all() and spread[2, 1:].eq(0).all()
+    torch.testing.assert_close(ragged.collect(spread), joined)

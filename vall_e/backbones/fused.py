@@ -17,6 +17,7 @@ from vall_e.backbones.llama import Block
 from vall_e.nn.attention import Attention, Watch, attend_grouped
 from vall_e.nn.cache import KVCache
 from vall_e.nn.feedforward import SwiGLU
+from vall_e.nn.ragged import Ragged
 from vall_e.nn.rope import turn
 
 
@@ -109,13 +110,20 @@ class FusedBlock(nn.Module):
         mask: Tensor | None,
         cache: KVCache | None = None,
         layer: int = 0,
+        ragged: Ragged | None = None,
     ) -> Tensor:
-        """As of ``Attention``, with ``angles`` for ``turn``, or the matrices of ``turns``: [B, T, D] → [B, T, D]."""
+        """As of ``Attention``, with ``angles`` for ``turn``, or the matrices of ``turns``: [B, T, D] → [B, T, D].
+
+        Args:
+            ragged: ``x`` is [1, N, D], rows without their padding; all else is about padded rows.
+        """
         attention_norm, qkv, o, feedforward_norm, gate_up, down = self._parts()
-        batch, length, width = x.shape
+        shape = batch, length, width = x.shape
         x = x.reshape(-1, width)
         heads, turned, dim = self.heads, self.heads + self.kv_heads, self.head_dim
         out = qkv(attention_norm(x))
+        if ragged is not None:
+            out, batch, length = ragged.spread(out), ragged.rows, ragged.length
         if length == 1:
             out = out.view(batch, -1, 1, dim)
         else:
@@ -133,13 +141,13 @@ class FusedBlock(nn.Module):
             self.watch.see(q, k, mask)
         out = attend_grouped(q, k, v, mask, backend)
         out = out if length == 1 else out.transpose(1, 2)
-        x = o(out.reshape(-1, heads * dim), x)
+        x = o(out.reshape(-1, heads * dim) if ragged is None else ragged.collect(out), x)
         y = feedforward_norm(x)
         if gate_up is None:
-            return x.view(batch, length, width) + self.feedforward(y.view(batch, length, width))
+            return x.view(shape) + self.feedforward(y.view(shape))
         y = gate_up(y)
         x = down(F.silu(y[:, : self.inner]).mul_(y[:, self.inner :]), x)
-        return x.view(batch, length, width)
+        return x.view(shape)
 
 
 def can_fuse(block: nn.Module) -> bool:

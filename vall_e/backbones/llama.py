@@ -19,6 +19,7 @@ from vall_e.nn.attention import Attention
 from vall_e.nn.cache import Cache, KVCache
 from vall_e.nn.feedforward import SwiGLU
 from vall_e.nn.masks import Mask, visible
+from vall_e.nn.ragged import Ragged
 from vall_e.nn.rope import rotary, signed, turns
 
 
@@ -116,6 +117,16 @@ class Llama(Backbone):
             return super().forward(x, positions, mask, cache)
         x, angles = self.placed(x, positions), self.angles(positions, cache, x.dtype)
         return self._compiled(x, angles, visible(mask, x.shape[1], cache, None, x.device), cache)
+
+    def prefill(self, x: Tensor, positions: Tensor, mask: Mask | None, cache: Cache, last: int = 1) -> Tensor:
+        even = bool((cache.counts == x.shape[1]).all())
+        if even or mask is not None or not self.fused:
+            return super().prefill(x, positions, mask, cache, last)
+        ragged = Ragged.of(cache.counts, x.shape[1])
+        x, angles = ragged.collect(self.placed(x, positions))[None], self.angles(positions, cache, x.dtype)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, angles, None, cache, layer, ragged)
+        return self.norm(x[0, ragged.first[:, None] + cache.last(last)])
 
     def _step(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, seen: Tensor, cache: KVCache) -> Tensor:
         for layer, block in enumerate(self.blocks):
