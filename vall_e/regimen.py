@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from vall_e.family import Levels
+from vall_e.family import Levels, ModelConfig, level_shares
 from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
+from vall_e.tasks import TASKS
+
+NEEDED = 0.15  # weight of a task that the kind adds by itself (len), where one of model.tasks has 1
 
 
 class JoinConfig(Section):
@@ -230,6 +234,35 @@ class TrainConfig(Changing):
             changed = self if stage is None else self.model_copy(update=stage.changes)
             out.append(Phase(first, changed, stage))
         return tuple(phase for phase in out if phase.first < self.max_steps)
+
+    def task_mix(self, model: ModelConfig) -> dict[str, float]:
+        """How often each task of a model is trained, relative to the others.
+
+        Raises:
+            ValueError: ``task_weights`` names a task that is none of them.
+        """
+        mix = {task: 1.0 if task in model.tasks else NEEDED for task in model.all_tasks} | (self.task_weights or {})
+        unknown = sorted(set(mix) - set(model.all_tasks))
+        if unknown:
+            raise ValueError(f"train.task_weights names {', '.join(unknown)}, which is not among model.tasks")
+        return mix
+
+    def loss_factors(self, model: ModelConfig, levels: int, *, residual: bool = True) -> dict[str, float]:
+        """Weight of each loss by its name: ``level0`` and so on as ``level_factors`` say; what is written (``digits``)
+        as often as a sample writes it for one that speaks, or the few digits of ``len`` would count as much as all the
+        codes of a level.
+
+        Raises:
+            ValueError: as of ``level_shares`` and ``task_mix``.
+        """
+        factors = level_shares(self.level_factors, levels, residual=residual)
+        samples: Counter[str] = Counter()
+        for task, weight in self.task_mix(model).items():
+            samples[TASKS[task].output] += weight
+        spoken = samples.pop("codes", 1.0)
+        return {f"level{level}": factor for level, factor in enumerate(factors)} | {
+            vocabulary: weight / spoken for vocabulary, weight in samples.items()
+        }
 
     @model_validator(mode="after")
     def _meaningful(self) -> TrainConfig:

@@ -86,7 +86,7 @@ class Loop:
         module.model.backbone.lengths = batch.lengths
         dtype = PRECISIONS[train.precision]
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            loss, _ = module.model.loss(batch, train.label_smoothing, train.alignment_weight, module.level_factors)
+            loss, _ = module.model.loss(batch, train.label_smoothing, train.alignment_weight, module.factors)
         return loss
 
     def steps(self, batches: Sequence[Packed]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.generation.oracle import GREEDY, make_prompts
 from tests.tiny import CODES, LEVELS, build
-from vall_e.decoding import DemaskConfig
+from vall_e.decoding import DemaskConfig, SamplingConfig
 from vall_e.generation import respond as module
 from vall_e.generation.ar import Candidate, decode
 from vall_e.generation.duration import planned_frames, predict_frames, stop_bounds
@@ -44,6 +44,18 @@ def test_frames_follow_what_is_asked_and_the_factor(kind: str, monkeypatch: pyte
 def test_without_a_wish_it_is_the_models_own_prediction(kind: str) -> None:
     model, prompts = build(kind), make_prompts()
     assert planned_frames(model, prompts, [30] * 3, [None] * 3, [1.0] * 3) == predict_frames(model, prompts, [30] * 3)
+
+
+def test_a_spelt_length_is_the_median_of_what_may_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 is the likeliest first digit, and most of the lengths that are meant begin with another one."""
+
+    def spell(model: object, rows: list, sampling: SamplingConfig, *_: object) -> list[list[Candidate]]:
+        numbers = [40, 50, 60, 70, 80, 90, 95, 96, 100, 101, 103, 105, 106, 108, 109]
+        assert sampling.candidates == len(numbers) and sampling.ar.temperature == 1.0
+        return [[Candidate(np.array([[int(d) for d in str(n)]]), True, 0.0) for n in numbers] for _ in rows]
+
+    monkeypatch.setattr("vall_e.generation.duration.decode", spell)
+    assert predict_frames(build("nar-len"), make_prompts()[:2], [200, 90]) == [96, 90]
 
 
 def test_a_factor_is_of_what_comes_behind_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,17 @@ def test_a_voice_of_version_4_told_how_many_processes_encode(voice: Path) -> Non
     assert load_config(voice).model_dump(mode="json") == raw
 
 
+def test_a_voice_of_version_5_did_not_read_phones_off_its_frames(voice: Path) -> None:
+    raw, path = json.loads((voice / "config.json").read_text()), voice / "model.safetensors"
+    rewrite(voice, raw | {"version": 5})
+    weights = load_file(path)
+    del weights["alignment.phone.weight"]
+    save_file(weights, path)
+    model, _ = load_model(voice)
+    assert model.alignment.phone.weight.shape == (PHONES, raw["model"]["dim"])
+    assert model.alignment.phone.weight.abs().max() == 0
+
+
 def test_what_is_written_is_of_this_version(voice: Path) -> None:
     raw = json.loads((voice / "config.json").read_text())
     assert raw["version"] == VERSION and load_config(voice).model_dump(mode="json") == raw

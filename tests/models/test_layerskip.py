@@ -92,13 +92,13 @@ def test_layers_of_every_backbone_are_skipped_and_exits_stop_before_later_ones(b
     *_, before, last = model.states(packed)
     assert not torch.equal(last, before)
     hidden = model.backbone.norm(list(model.states(packed))[1])
-    model._predictions(hidden, packed, 0.0, None).mean(hidden).backward()
+    model._predictions(hidden, packed).mean(hidden).backward()
     assert moved() == [True, True, False, False]
     drop_layers(blocks, 1.0)
     torch.manual_seed(0)
     *_, before, last = model.states(packed)
     assert torch.equal(last, before)
-    model._predictions(model.backbone.norm(last), packed, 0.0, None).mean(last).backward()
+    model._predictions(model.backbone.norm(last), packed).mean(last).backward()
     first, *_, skipped = moved()
     assert first and not skipped
     model.eval()
@@ -121,7 +121,7 @@ def test_weights_of_exits_are_the_papers() -> None:
 
 def test_the_loss_is_the_weighted_sum_of_the_losses_of_exits() -> None:
     model, shares = build("ar-depth", layers=3, alignment=False), {"level0": 0.5, "level1": 2.0}
-    packed, weights, factors = _batch(model), [0.0, 0.25, 0.75], [1.0, 0.5, 0.0][: model.layout.levels]
+    packed, weights, factors = _batch(model), [0.0, 0.25, 0.75], {"level0": 1.0, "level1": 0.5, "level2": 0.0}
 
     def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
         model.zero_grad()
@@ -168,7 +168,7 @@ def test_training_teaches_the_early_exit_what_plain_training_does_not() -> None:
         model.eval()
         with torch.no_grad():
             hidden = [model.backbone.norm(state) for state in model.states(packed)]
-            return tuple(float(model._predictions(hidden[at], packed, 0.0, None).mean(hidden[at])) for at in (1, 3))
+            return tuple(float(model._predictions(hidden[at], packed).mean(hidden[at])) for at in (1, 3))
 
     step = VallEModule.global_step
     try:

@@ -136,7 +136,7 @@ def test_the_last_states_are_normalised_once_and_serve_codes_and_duration() -> N
     packed = pack(rows(model.config), model.layout)
     with torch.no_grad():
         hidden = model.hidden(packed)
-        codes = model._predictions(hidden, packed, 0.0, None).mean(hidden)
+        codes = model._predictions(hidden, packed).mean(hidden)
         duration = losses.of_duration(model.duration, hidden, packed)
         model.backbone.norm.register_forward_hook(lambda *_: calls.append(1))
         loss, figures = model.loss(packed)
@@ -169,7 +169,8 @@ def test_level_factors_weigh_the_levels() -> None:
     _, figures = model.loss(packed)
     for factors in ((1.0, 1.0, 1.0), (4.0, 2.0, 1.0)):
         want = sum(f * figures[f"loss.level{i}"] for i, f in enumerate(factors)) / sum(factors)
-        torch.testing.assert_close(model.loss(packed, level_factors=factors)[0], want)
+        named = {f"level{i}": factor for i, factor in enumerate(factors)}
+        torch.testing.assert_close(model.loss(packed, factors=named)[0], want)
 
 
 @pytest.mark.parametrize(("options", "reason"), [
@@ -186,22 +187,30 @@ def test_what_cannot_work_is_refused_with_the_reason(options: dict, reason: str)
         ModelConfig(**options)
 
 
-def test_the_alignment_head_learns_where_in_the_text_a_frame_is() -> None:
-    """Its loss is -log of the probability on the phones that may be spoken, and training brings it down."""
+def test_the_alignment_head_learns_where_in_the_text_a_frame_is_and_which_phone_stands_there() -> None:
+    """Its losses are -log of the probability on the slots that may be spoken, and on the phones in them."""
     model, rng = build(), np.random.default_rng(0)
     samples = [sample(rng, 4, 3, 8), sample(rng, 5, 2, 9)]
     packed = pack(samples, model.layout)
-    before = model.loss(packed)[1]["alignment"]
+    before = model.loss(packed)[1]
     _, after = overfit(model, samples, 60, alignment_weight=1.0)
-    assert before > 0.7 and after["alignment"] < 0.05
-    state = next(model.backbone.states(model.embeddings(packed), packed.position))
+    assert before["alignment"] > 0.7 and after["alignment"] < 0.05
+    assert before["phone"] > 1.0 and after["phone"] < 0.05
+    state, behind = model.backbone.states(model.embeddings(packed), packed.position)
     text = packed.segment == Place.TEXT
     log_p = model.alignment(state, text)[0]
     at, (first, last) = int(packed.response[0]), packed.spoken[0]
     by_hand = [-log_p[t, first[t] : last[t] + 1].exp().sum().log() for t in range(at, at + 9)]
     torch.testing.assert_close(
-        model.alignment.loss(state[:1], text[:1], packed.spoken[:1]), torch.stack(by_hand).mean()
+        model.alignment.place_loss(state[:1], text[:1], packed.spoken[:1]), torch.stack(by_hand).mean()
     )
+    shown = torch.nn.functional.rms_norm(behind[0], behind.shape[-1:])
+    log_p = model.alignment.phone(shown).log_softmax(-1)
+    phones = [set(packed.symbol[0, first[t] : last[t] + 1].tolist()) for t in range(at, at + 9)]
+    by_hand = [-log_p[t, sorted(said)].exp().sum().log() for t, said in zip(range(at, at + 9), phones, strict=True)]
+    got = model.alignment.phone_loss(behind[:1], packed.symbol[:1, : text.shape[1]], packed.spoken[:1])
+    torch.testing.assert_close(got, torch.stack(by_hand).mean())
+    log_p = model.alignment(state, text)[0]
     assert log_p[:, ~text[0]].exp().sum() == 0
 
 

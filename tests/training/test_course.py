@@ -161,8 +161,8 @@ def test_gradients_of_pieces_add_up_to_those_of_the_batch(kind: str, pieces: int
     model = build(kind).train()
     samples = [sample for seed in range(2) for sample in rows(model.config, seed)]
     packed = pack(samples, model.layout)
-    factors = [1.0 + level for level in range(LEVELS)]
-    options = {"label_smoothing": 0.1, "alignment_weight": 0.5, "level_factors": factors}
+    factors = {f"level{level}": 1.0 + level for level in range(LEVELS)} | {"digits": 0.2}
+    options = {"label_smoothing": 0.1, "alignment_weight": 0.5, "factors": factors}
     model.loss(packed, **options)[0].backward()
     whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()

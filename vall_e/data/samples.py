@@ -23,7 +23,6 @@ from vall_e.tasks import TASKS
 BAND = 0.15  # of a clip's phones: how far from an even pace speech may be
 NARROWEST = 0.75  # phones
 GROWN = 10**9  # a step behind every curriculum
-NEEDED = 0.15  # weight of a task that the kind adds by itself (len), where one of model.tasks has 1
 
 
 class SampleMaker:
@@ -66,11 +65,7 @@ class SampleMaker:
             and self.kind.frames
             and by_order("train.mask_levels", train.mask_levels, corpus.residual, **choices) == "all"
         )
-        mix = {task: 1.0 if task in model.tasks else NEEDED for task in model.all_tasks} | (train.task_weights or {})
-        unknown = sorted(set(mix) - set(model.all_tasks))
-        if unknown:
-            raise ValueError(f"train.task_weights names {', '.join(unknown)}, which is not among model.tasks")
-        mix = learnable(mix, corpus, training=augment)
+        mix = learnable(train.task_mix(model), corpus, training=augment)
         self.tasks, shares = list(mix), np.array(list(mix.values()))
         self.task_p = shares / shares.sum()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median_low
 
 import torch
 
@@ -14,11 +15,13 @@ from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 
 MAX_DIGITS = 5
+SPELT = 15  # lengths that are drawn of the task len: the likeliest digits (1 in front) are not those of a likely length
 EARLIEST, LATEST = 0.8, 1.25  # of an asked duration, where the model itself decides when to stop
 
 
 def predict_frames(model: VallE, prompts: Sequence[Sample], longest: Sequence[int]) -> list[int]:
-    """Frames of each response, between 1 and ``longest``: read at START (V2), or spelt by the task ``len``."""
+    """Frames of each response, between 1 and ``longest``: read at START (V2), or the median of what the task ``len``
+    spells, which errs least on average where lengths are uncertain. The same for the same prompt."""
     if model.duration is not None:
         with torch.inference_mode():
             packed = pack([replace(p, response=p.prompt[:, :0], mode="mask") for p in prompts], model.layout)
@@ -28,9 +31,9 @@ def predict_frames(model: VallE, prompts: Sequence[Sample], longest: Sequence[in
             found = model.duration(hidden[at, packed.response]).float().exp().round().long().tolist()
     else:
         rows = [replace(p, task="len", mode="ar", response=p.prompt[:, :0]) for p in prompts]
-        greedy = SamplingConfig(ar={"temperature": 0.0}, guidance=0.0, candidates=1)
-        spelt = decode(model, rows, greedy, [0] * len(rows), [MAX_DIGITS] * len(rows))
-        found = [int("".join(map(str, c[0].codes[0].tolist())) or "0") for c in spelt]
+        drawn = SamplingConfig(ar={"temperature": 1.0}, guidance=0.0, candidates=SPELT)
+        spelt = decode(model, rows, drawn, [0] * len(rows), [MAX_DIGITS] * len(rows))
+        found = [median_low(int("".join(map(str, c.codes[0].tolist())) or "0") for c in row) for row in spelt]
     return [max(1, min(most, frames)) for frames, most in zip(found, longest, strict=True)]
 
 

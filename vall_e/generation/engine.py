@@ -175,7 +175,9 @@ class Engine:
         """
         if any(p.vocabulary != self.vocabulary or p.mode != "ar" for p in prompts):
             raise ValueError("rows of one batch are all autoregressive and write in one vocabulary")
-        guided = any(len(p.text) for p in prompts) and (self.sampling.guidance > 0 or self.sampling.candidates > 1)
+        compared = self.sampling.guidance > 0 or self.sampling.candidates > 1
+        # What is written was never trained without its text.
+        guided = compared and self.vocabulary == "codes" and any(len(p.text) for p in prompts)
         if self.rows and guided != self.guided:
             raise ValueError("rows with text and rows without any do not join one another: take an engine for each")
         self.guided = guided

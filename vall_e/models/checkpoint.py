@@ -24,7 +24,7 @@ from vall_e.nn.lora import adapter_state, load_adapter_state
 from vall_e.nn.weights import WeightsError, fill, read_tensors
 from vall_e.preparation import CodecConfig, EncodeConfig
 
-VERSION = 5
+VERSION = 6
 WHOLE = "config.json and model.safetensors must come from one training: copy the whole folder, or run the train stage"
 
 
@@ -41,7 +41,7 @@ class VoiceConfig(Section):
     ``max_seconds``).
     """
 
-    version: Literal[5] = VERSION
+    version: Literal[6] = VERSION
     model: ModelConfig
     levels: PositiveInt
     codes: PositiveInt
@@ -104,6 +104,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {  # version
     2: _named_languages,
     3: _passes_apart,
     4: _without_workers,
+    5: lambda raw: raw,  # the alignment head did not read phones: see load_weights
 }
 
 
@@ -158,17 +159,21 @@ def _migrated(raw: Any) -> dict[str, Any]:
     return raw | {"version": version}
 
 
-def load_weights(folder: str | Path) -> dict[str, Tensor]:
-    """A voice's tensors. Raises FileNotFoundError and VoiceError as ``load_model`` does."""
+def load_weights(folder: str | Path, config: VoiceConfig) -> dict[str, Tensor]:
+    """A voice's tensors, with what voices of older versions lack. Raises FileNotFoundError and VoiceError as
+    ``load_model`` does."""
     path = Path(folder) / "model.safetensors"
     try:
-        return read_tensors(path)
+        weights = read_tensors(path)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing: the folder is not a whole voice, run the train stage again"
         ) from None
     except WeightsError as error:
         raise VoiceError(str(error)) from None
+    if config.model.alignment:
+        weights.setdefault("alignment.phone.weight", torch.zeros(config.phones, config.model.dim))
+    return weights
 
 
 def load_model(
@@ -184,7 +189,7 @@ def load_model(
         VoiceError: damaged or pickled weights, or weights that do not fit the configuration.
     """
     config = load_config(folder)
-    weights = load_weights(folder)
+    weights = load_weights(folder, config)
     model = config.build()
     if attention is not None:
         use_attention(model, attention)

@@ -56,7 +56,7 @@ def _voice(folder: Path, fresh: Path, kv_heads: int) -> int:
     raw = config.model_dump(mode="json")
     raw |= {"model": raw["model"] | {"kv_heads": kv_heads}, "lineage": lineage}
     config = VoiceConfig.model_validate_json(json.dumps(raw))
-    weights = with_kv_heads(load_weights(folder), was, kv_heads)
+    weights = with_kv_heads(load_weights(folder, config), was, kv_heads)
     with torch.device("meta"):
         check(config.build().state_dict(), weights, folder, REMEDY)
     write_voice(fresh, weights, config)

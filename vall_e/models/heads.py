@@ -127,20 +127,24 @@ class DepthHead(nn.Module):
 class AlignmentHead(nn.Module):
     """Which phone is being spoken: attention from response frames to the text, trained by what is known of it.
 
-    A guide in training (guided attention, 1710.08969, section 4): frames learn early where in the text they are,
-    which a small model on little data is slow to find from codes alone. Later it ranks what was decoded
+    A guide in training (guided attention, 1710.08969, section 4): frames learn early where in the text they are, and a
+    layer later which phone stands there. A small model on little data is slow to find either from codes alone, and a
+    place can be told by counting, without ever looking at the phone. Later the place ranks what was decoded
     (``vall_e.generation.alignment``).
 
     Args:
         dim: D.
+        phones: V, ids of the text.
         width: of keys and queries.
     """
 
-    def __init__(self, dim: int, width: int = 64) -> None:
+    def __init__(self, dim: int, phones: int, width: int = 64) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(dim)
         self.query = nn.Linear(dim, width, bias=False)
         self.key = nn.Linear(dim, width, bias=False)
+        self.phone = nn.Linear(dim, phones, bias=False)
+        nn.init.zeros_(self.phone.weight)
 
     def forward(self, hidden: Tensor, text: Tensor) -> Tensor:
         """``hidden`` [B, T, D] and ``text`` bool [B, S], slots that hold text, S ≤ T → log p [B, T, S] in nats."""
@@ -149,13 +153,37 @@ class AlignmentHead(nn.Module):
         scores = scores.float() * self.key.out_features**-0.5
         return scores.masked_fill(~text[:, None], NOWHERE).log_softmax(-1)
 
-    def loss(self, hidden: Tensor, text: Tensor, spoken: Tensor) -> Tensor:
-        """Mean over frames of -log p(one of the phones that may be spoken); ``spoken`` int64 [B, 2, T]."""
-        first, last = spoken[:, 0, :, None], spoken[:, 1, :, None]
-        slot = torch.arange(text.shape[1], device=text.device)
-        known = first[..., 0] >= 0
-        inside = ((slot >= first) & (slot <= last))[known]
+    def place_loss(self, hidden: Tensor, text: Tensor, spoken: Tensor) -> Tensor:
+        """Mean over frames of -log p(one of the slots that may be spoken), in nats.
+
+        Args:
+            hidden, text: as of ``forward``.
+            spoken: int64 [B, 2, T], see ``Packed``.
+        """
+        known, inside = _spoken(spoken, text.shape[1])
         return -self(hidden, text)[known].masked_fill(~inside, -torch.inf).logsumexp(-1).mean()
+
+    def phone_loss(self, hidden: Tensor, symbol: Tensor, spoken: Tensor) -> Tensor:
+        """Mean over frames of -log p(one of the phones in those slots), in nats.
+
+        Args:
+            hidden: [B, T, D].
+            symbol: int64 [B, S], what stands in each slot.
+            spoken: as of ``place_loss``.
+        """
+        known, inside = _spoken(spoken, symbol.shape[1])
+        log_p = self.phone(F.rms_norm(hidden[known], hidden.shape[-1:])).float().log_softmax(-1)
+        ids = symbol[:, None].expand(-1, known.shape[1], -1)[known].masked_fill(~inside, 0)  # 0 is no phone
+        there = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, ids, True)
+        there[:, 0] = False
+        return -log_p.masked_fill(~there, -torch.inf).logsumexp(-1).mean()
+
+
+def _spoken(spoken: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Of which frames it is known what is spoken, bool [B, T], and the slots that may be it in each, bool [M, S]."""
+    first, last = spoken[:, 0, :, None], spoken[:, 1, :, None]
+    slot, known = torch.arange(slots, device=spoken.device), spoken[:, 0] >= 0
+    return known, ((slot >= first) & (slot <= last))[known]
 
 
 def codebook_init(weight: Tensor, codebook: Tensor, std: float, generator: torch.Generator) -> None:

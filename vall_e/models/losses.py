@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -143,13 +143,20 @@ class Shown(Found):
 
 
 def of_codes(
-    found: Found | Kept, heads: nn.Module, hidden: Tensor, target: Tensor, smoothing: float, factors: Sequence[float]
+    found: Found | Kept,
+    heads: nn.Module,
+    hidden: Tensor,
+    target: Tensor,
+    smoothing: float,
+    factors: Mapping[str, float],
 ) -> None:
-    """Add the loss of every level that ``target`` int64 [B, L, T] asks for, from hidden states [B, T, D]."""
+    """Add the loss of every level that ``target`` int64 [B, L, T] asks for, from hidden states [B, T, D]; of those
+    without a factor it is 1."""
     flat, wanted = hidden.flatten(0, 1), target.transpose(1, 2).flatten(0, 1)
     known = wanted != IGNORE
-    asked = [level for level, factor in enumerate(factors) if factor > 0 and bool(known[:, level].any())]
-    for level, factor in enumerate(factors):
+    weights = [factors.get(f"level{level}", 1.0) for level in range(target.shape[1])]
+    asked = [level for level, factor in enumerate(weights) if factor > 0 and bool(known[:, level].any())]
+    for level, factor in enumerate(weights):
         if factor > 0 and level not in asked:
             found.elsewhere(f"level{level}", factor)
     if asked and heads.together:
@@ -162,7 +169,7 @@ def of_codes(
         here = wanted[index]
         drawn = [torch.where(here[:, level] == IGNORE, 0, here[:, k]).clamp(min=0) for k in range(level)]
         rows = index // target.shape[2]
-        found.add(f"level{level}", heads(states, level, drawn), here[:, level], rows, smoothing, factors[level])
+        found.add(f"level{level}", heads(states, level, drawn), here[:, level], rows, smoothing, weights[level])
 
 
 def of_symbols(
@@ -173,13 +180,14 @@ def of_symbols(
     written: Tensor,
     writes: Tensor,
     smoothing: float,
+    factor: float,
 ) -> None:
     """Add the loss of what is written: hidden states [B, T, D], ids int64 [B, T], by the rows bool [B] that write."""
     at = (written != IGNORE) & writes[:, None]
     if bool(at.any()):
-        found.add(vocabulary, head(hidden[at]), written[at], at.nonzero()[:, 0], smoothing, 1.0)
+        found.add(vocabulary, head(hidden[at]), written[at], at.nonzero()[:, 0], smoothing, factor)
     else:
-        found.elsewhere(vocabulary, 1.0)
+        found.elsewhere(vocabulary, factor)
 
 
 def of_duration(head: DurationHead, hidden: Tensor, packed: Packed) -> Tensor:

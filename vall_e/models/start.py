@@ -86,7 +86,7 @@ def start_voice(model: VallE, folder: Path, tokenizer: Tokenizer, codec: Path) -
             f"meaning; set codec.weights: {folder / 'codec'}"
         )
     if config.model.lora is None:
-        weights = load_weights(folder)
+        weights = load_weights(folder, config)
     else:
         voice, _ = load_model(folder)
         voice.merge_adapters()
@@ -103,7 +103,7 @@ def start_voice(model: VallE, folder: Path, tokenizer: Tokenizer, codec: Path) -
 
 def _extend(weights: dict[str, Tensor], known: int, wanted: int) -> None:
     """Rows for new phones behind the ``known`` ids; other symbols come behind the phones."""
-    for name in ("embeddings.symbol.weight", "symbol_heads.phones.weight"):
+    for name in ("embeddings.symbol.weight", "symbol_heads.phones.weight", "alignment.phone.weight"):
         if name in weights:
             weights[name] = with_rows(weights[name], known, wanted - known, first=EOS + 1)
 

@@ -51,7 +51,7 @@ class VallE(nn.Module):
         )
         for head in self.symbol_heads.values():
             nn.init.normal_(head.weight, std=config.dim**-0.5)
-        self.alignment = AlignmentHead(config.dim) if config.alignment else None
+        self.alignment = AlignmentHead(config.dim, phones) if config.alignment else None
         self.duration = DurationHead(config.dim) if config.kind == "v2-nar" else None
 
         self.adapters: Rows | None = None
@@ -190,7 +190,7 @@ class VallE(nn.Module):
 
     @property
     def _middle(self) -> int:
-        """Index of the layer whose states the alignment head reads."""
+        """Index of the layer whose states the alignment head reads places off; phones one layer behind it."""
         return max(1, self.config.layers // 2) - 1
 
     def loss(
@@ -198,7 +198,7 @@ class VallE(nn.Module):
         packed: Packed,
         label_smoothing: float = 0.0,
         alignment_weight: float = 0.0,
-        level_factors: Sequence[float] | None = None,
+        factors: Mapping[str, float] = MappingProxyType({}),
         exit_weights: Sequence[float] | None = None,
         guide: losses.Guide | None = None,
         shares: Mapping[str, float] | None = None,
@@ -206,7 +206,8 @@ class VallE(nn.Module):
         """Mean of the cross entropies of each level and of what is written, in nats, plus alignment's and duration's.
 
         Args:
-            level_factors: weight of each level's loss, relative to the others; None is equal.
+            factors: weights of the losses by name (``level0``, ..., ``digits``), relative to one another; 1 where it
+                names none.
             exit_weights: of the predictions behind each layer (see ``vall_e.nn.layerskip``); None: the last only.
             guide: what a teacher's ``logits`` say of this batch; exits before the last layer learn without it.
             shares: of a piece of a batch, by kind of ``losses.targets``: its targets over those of the whole batch,
@@ -214,24 +215,28 @@ class VallE(nn.Module):
 
         Returns:
             the loss (scalar); of the last layer ``loss.X`` and ``accuracy.X`` per level (X is level0, ...), per written
-            vocabulary and per task; ``distill``, ``alignment`` and ``duration`` where there are any, and in training
-            what the backbone adds (``Backbone.auxiliary``; scalars, without gradient).
+            vocabulary and per task; ``distill``, ``alignment`` (places in the text), ``phone`` and ``duration`` where
+            there are any, and in training what the backbone adds (``Backbone.auxiliary``; scalars, without gradient).
         """
         states, shares = list(self.states(packed)), shares or {}
         *early, last = exit_weights or [1.0]
         hidden = self.backbone.norm(states[-1])
-        found = self._predictions(hidden, packed, label_smoothing, level_factors, shares, guide)
+        found = self._predictions(hidden, packed, label_smoothing, factors, shares, guide)
         loss = last * found.mean(hidden)
         found.summarise()
         for state, weight in zip(states, early, strict=False):
             if weight > 0:
                 exit_hidden = self.backbone.norm(state)
                 there = losses.Found(shares=shares)
-                self._predict(there, exit_hidden, packed, label_smoothing, level_factors)
+                self._predict(there, exit_hidden, packed, label_smoothing, factors)
                 loss = loss + weight * there.mean(exit_hidden)
         if self.alignment is not None and bool((packed.spoken >= 0).any()):
-            value = self.alignment.loss(states[self._middle], text_slots(packed), packed.spoken)
-            loss = loss + alignment_weight * shares.get("alignment", 1.0) * found.note("alignment", value)
+            text = text_slots(packed)
+            place = self.alignment.place_loss(states[self._middle], text, packed.spoken)
+            behind = states[min(self._middle + 1, len(states) - 1)]
+            phone = self.alignment.phone_loss(behind, packed.symbol[:, : text.shape[1]], packed.spoken)
+            value = found.note("alignment", place) + found.note("phone", phone)
+            loss = loss + alignment_weight * shares.get("alignment", 1.0) * value
         if self.duration is not None:
             value = losses.of_duration(self.duration, hidden, packed)
             loss = loss + shares.get("duration", 1.0) * found.note("duration", value)
@@ -245,8 +250,8 @@ class VallE(nn.Module):
         self,
         hidden: Tensor,
         packed: Packed,
-        smoothing: float,
-        factors: Sequence[float] | None,
+        smoothing: float = 0.0,
+        factors: Mapping[str, float] = MappingProxyType({}),
         shares: Mapping[str, float] = MappingProxyType({}),
         guide: losses.Guide | None = None,
     ) -> losses.Shown:
@@ -261,12 +266,13 @@ class VallE(nn.Module):
         hidden: Tensor,
         packed: Packed,
         smoothing: float = 0.0,
-        factors: Sequence[float] | None = None,
+        factors: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        losses.of_codes(found, self.heads, hidden, packed.target, smoothing, factors or (1.0,) * self.layout.levels)
+        losses.of_codes(found, self.heads, hidden, packed.target, smoothing, factors)
         for vocabulary, head in self.symbol_heads.items():
             rows = packed.vocabulary == VOCABULARIES.index(vocabulary)
-            losses.of_symbols(found, vocabulary, head, hidden, packed.written, rows, smoothing)
+            factor = factors.get(vocabulary, 1.0)
+            losses.of_symbols(found, vocabulary, head, hidden, packed.written, rows, smoothing, factor)
 
     def logits(self, packed: Packed) -> dict[str, Tensor]:
         """Logits [M, V] where ``loss`` predicts, by level (``level0``, ...) and written vocabulary."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vall_e.config import TrainConfig
-from vall_e.family import level_shares
 from vall_e.models.packing import Packed
 from vall_e.models.vall_e import VallE
 from vall_e.nn.layerskip import drop_layers, exit_weights
@@ -33,7 +32,7 @@ class VallEModule(pl.LightningModule):
         layout, phases = model.layout, train.phases
         self._firsts = [phase.first for phase in phases]
         self._factors = [
-            level_shares(phase.train.level_factors, layout.levels, residual=layout.residual) for phase in phases
+            phase.train.loss_factors(model.config, layout.levels, residual=layout.residual) for phase in phases
         ]
         if train.layerskip is not None:
             drop_layers(model.backbone.blocks, train.layerskip.max_dropout)
@@ -41,8 +40,8 @@ class VallEModule(pl.LightningModule):
             compile_blocks(model.backbone)
 
     @property
-    def level_factors(self) -> list[float]:
-        """Weight of each level's loss at this step."""
+    def factors(self) -> dict[str, float]:
+        """Weight of each loss at this step."""
         return self._factors[bisect_right(self._firsts, self.global_step) - 1]
 
     def on_fit_start(self) -> None:
@@ -56,7 +55,7 @@ class VallEModule(pl.LightningModule):
             batch,
             config.label_smoothing,
             config.alignment_weight,
-            self.level_factors,
+            self.factors,
             self._exit_weights(),
             guide=None if self.teacher is None else self.teacher(batch),
             shares=batch.shares if isinstance(batch, Piece) else None,
