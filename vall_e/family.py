@@ -255,7 +255,7 @@ class ModelConfig(Section):
     )
     depth_dim: PositiveInt = 256
     depth_layers: PositiveInt = 1
-    alignment: bool = Field(True, description="a head at half depth that learns which phone is being spoken")
+    alignment: bool = Field(True, description="heads at half depth that learn which phone is being spoken")
     level_weights: Levels | None = Field(None, description="how often each level is drawn in training; null is equal")
     languages: tuple[str, ...] = Field(
         (), description="espeak-ng languages, a token each in front of the sequence; none: the text alone tells"
