@@ -181,7 +181,7 @@ class TrainConfig(Changing):
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0 leaves torch's choice")
     label_smoothing: Fraction = 0.05
     alignment_weight: Annotated[float, Field(ge=0.0)] = Field(
-        0.3, description="weight of the losses of model.alignment: where in the text a frame is, and which phone it says"
+        0.3, description="weight of the losses of model.alignment: where a frame is in the text, which phone it says"
     )
     mask_frames: tuple[PositiveInt, PositiveInt] = Field((1, 1), description="length of a masked stretch, frames")
     mask_levels: Literal["auto", "one", "all"] = Field(
