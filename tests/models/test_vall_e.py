@@ -18,6 +18,7 @@ from vall_e.models import losses
 from vall_e.models.checkpoint import VoiceConfig, VoiceError, load_model, save_model
 from vall_e.models.packing import IGNORE, Place, pack
 from vall_e.preparation import CodecConfig, EncodeConfig
+from vall_e.regimen import TrainConfig
 from vall_e.tasks import TASKS
 
 ALL = tuple(KINDS)
@@ -171,6 +172,23 @@ def test_level_factors_weigh_the_levels() -> None:
         want = sum(f * figures[f"loss.level{i}"] for i, f in enumerate(factors)) / sum(factors)
         named = {f"level{i}": factor for i, factor in enumerate(factors)}
         torch.testing.assert_close(model.loss(packed, factors=named)[0], want)
+
+
+def test_what_is_written_weighs_as_often_as_it_is_trained() -> None:
+    """A sample in eight spells a length; where none speaks, what is written is all there is."""
+    factors = TrainConfig().loss_factors(model_config("nar-len"), 2)
+    assert factors == {"level0": 1.0, "level1": 1.0, "digits": 0.15}
+    often = TrainConfig(task_weights={"len": 0.5}, level_factors=(2.0, 1.0))
+    assert often.loss_factors(model_config("nar-len"), 2) == {"level0": 2.0, "level1": 1.0, "digits": 0.5}
+    several = model_config("ar", tasks=("tts", "ns", "stt", "phn"))
+    assert TrainConfig().loss_factors(several, 1) == {"level0": 1.0, "phones": 1.0}
+    assert TrainConfig().loss_factors(model_config("ar", tasks=("stt",)), 1)["phones"] == 1.0
+    model = build("nar-len")
+    packed = pack([*rows(model.config), of_task("len", 0)], model.layout)
+    _, figures = model.loss(packed)
+    names = [*(f"level{level}" for level in range(LEVELS)), "digits"]
+    want = sum(figures[f"loss.{name}"] * weight for name, weight in zip(names, (1, 1, 1, 0.15), strict=True)) / 3.15
+    torch.testing.assert_close(model.loss(packed, factors={"digits": 0.15})[0], want)
 
 
 @pytest.mark.parametrize(("options", "reason"), [
