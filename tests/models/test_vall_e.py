@@ -20,6 +20,7 @@ from vall_e.models.packing import IGNORE, Place, pack
 from vall_e.preparation import CodecConfig, EncodeConfig
 from vall_e.regimen import TrainConfig
 from vall_e.tasks import TASKS
+from vall_e.text.tokenizer import PAD
 
 ALL = tuple(KINDS)
 
@@ -209,6 +210,7 @@ def test_the_alignment_head_learns_where_in_the_text_a_frame_is_and_which_phone_
     """Its losses are -log of the probability on the slots that may be spoken, and on the phones in them."""
     model, rng = build(), np.random.default_rng(0)
     samples = [sample(rng, 4, 3, 8), sample(rng, 5, 2, 9)]
+    samples[0].text[1] = PAD  # the gap between the words of a corpus of single words
     packed = pack(samples, model.layout)
     before = model.loss(packed)[1]
     _, after = overfit(model, samples, 60, alignment_weight=1.0)

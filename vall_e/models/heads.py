@@ -173,9 +173,8 @@ class AlignmentHead(nn.Module):
         """
         known, inside = _spoken(spoken, symbol.shape[1])
         log_p = self.phone(F.rms_norm(hidden[known], hidden.shape[-1:])).float().log_softmax(-1)
-        ids = symbol[:, None].expand(-1, known.shape[1], -1)[known].masked_fill(~inside, 0)  # 0 is no phone
-        there = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, ids, True)
-        there[:, 0] = False
+        ids = symbol[:, None].expand(-1, known.shape[1], -1)[known]
+        there = torch.zeros_like(log_p).scatter_add_(1, ids, inside.to(log_p.dtype)) > 0
         return -log_p.masked_fill(~there, -torch.inf).logsumexp(-1).mean()
 
 
