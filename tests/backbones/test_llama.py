@@ -13,7 +13,7 @@ from vall_e.backbones.base import build_backbone
 from vall_e.backbones.llama import Llama
 from vall_e.family import ModelConfig
 from vall_e.nn.masks import Mask
-from vall_e.nn.ragged import Ragged
+from vall_e.nn.unpadded import Unpadded
 
 
 def hf_sizes(config: ModelConfig) -> dict:
@@ -85,10 +85,10 @@ def test_fused_layers_are_prefilled_without_padding(backbone: str) -> None:
 
 def test_rows_without_padding_and_back() -> None:
     padded = torch.arange(24.0).view(3, 4, 2)
-    ragged = Ragged.of(torch.tensor([2, 4, 1]), 4)
-    joined = ragged.collect(padded)
+    rows = Unpadded.of(torch.arange(4) < torch.tensor([2, 4, 1])[:, None])
+    joined = rows.collect(padded)
     assert joined[:, 0].tolist() == [0, 2, 8, 10, 12, 14, 16]
-    assert ragged.first.tolist() == [0, 2, 6]
-    spread = ragged.spread(joined)
+    assert rows.first.tolist() == [0, 2, 6]
+    spread = rows.spread(joined)
     assert spread[0, 2:].eq(0).all() and spread[2, 1:].eq(0).all()
-    torch.testing.assert_close(ragged.collect(spread), joined)
+    torch.testing.assert_close(rows.collect(spread), joined)

@@ -17,8 +17,8 @@ from vall_e.backbones.llama import Block
 from vall_e.nn.attention import Attention, Watch, attend_grouped
 from vall_e.nn.cache import KVCache
 from vall_e.nn.feedforward import SwiGLU
-from vall_e.nn.ragged import Ragged
 from vall_e.nn.rope import turn
+from vall_e.nn.unpadded import Unpadded
 
 
 class FusedNorm(nn.Module):
@@ -110,20 +110,20 @@ class FusedBlock(nn.Module):
         mask: Tensor | None,
         cache: KVCache | None = None,
         layer: int = 0,
-        ragged: Ragged | None = None,
+        unpadded: Unpadded | None = None,
     ) -> Tensor:
         """As of ``Attention``, with ``angles`` for ``turn``, or the matrices of ``turns``: [B, T, D] → [B, T, D].
 
         Args:
-            ragged: ``x`` is [1, N, D], rows without their padding; all else is about padded rows.
+            unpadded: ``x`` is [1, N, D], rows without their padding; all else is about padded rows.
         """
         attention_norm, qkv, o, feedforward_norm, gate_up, down = self._parts()
         shape = batch, length, width = x.shape
         x = x.reshape(-1, width)
         heads, turned, dim = self.heads, self.heads + self.kv_heads, self.head_dim
         out = qkv(attention_norm(x))
-        if ragged is not None:
-            out, batch, length = ragged.spread(out), ragged.rows, ragged.length
+        if unpadded is not None:
+            out, batch, length = unpadded.spread(out), unpadded.rows, unpadded.length
         if length == 1:
             out = out.view(batch, -1, 1, dim)
         else:
@@ -141,7 +141,7 @@ class FusedBlock(nn.Module):
             self.watch.see(q, k, mask)
         out = attend_grouped(q, k, v, mask, backend)
         out = out if length == 1 else out.transpose(1, 2)
-        x = o(out.reshape(-1, heads * dim) if ragged is None else ragged.collect(out), x)
+        x = o(out.reshape(-1, heads * dim) if unpadded is None else unpadded.collect(out), x)
         y = feedforward_norm(x)
         if gate_up is None:
             return x.view(shape) + self.feedforward(y.view(shape))

@@ -19,8 +19,8 @@ from vall_e.nn.attention import Attention
 from vall_e.nn.cache import Cache, KVCache
 from vall_e.nn.feedforward import SwiGLU
 from vall_e.nn.masks import Mask, visible
-from vall_e.nn.ragged import Ragged
 from vall_e.nn.rope import rotary, signed, turns
+from vall_e.nn.unpadded import Unpadded
 
 
 class Block(nn.Module):
@@ -119,14 +119,14 @@ class Llama(Backbone):
         return self._compiled(x, angles, visible(mask, x.shape[1], cache, None, x.device), cache)
 
     def prefill(self, x: Tensor, positions: Tensor, mask: Mask | None, cache: Cache, last: int = 1) -> Tensor:
-        even = bool((cache.counts == x.shape[1]).all())
-        if even or mask is not None or not self.fused:
+        real = cache.real(x.shape[1])
+        if not self.fused or mask is not None or bool(real.all()):
             return super().prefill(x, positions, mask, cache, last)
-        ragged = Ragged.of(cache.counts, x.shape[1])
-        x, angles = ragged.collect(self.placed(x, positions))[None], self.angles(positions, cache, x.dtype)
+        rows = Unpadded.of(real)
+        x, angles = rows.collect(self.placed(x, positions))[None], self.angles(positions, cache, x.dtype)
         for layer, block in enumerate(self.blocks):
-            x = block(x, angles, None, cache, layer, ragged)
-        return self.norm(x[0, ragged.first[:, None] + cache.last(last)])
+            x = block(x, angles, None, cache, layer, rows)
+        return self.norm(x[0, rows.first[:, None] + cache.last(last)])
 
     def _step(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, seen: Tensor, cache: KVCache) -> Tensor:
         for layer, block in enumerate(self.blocks):

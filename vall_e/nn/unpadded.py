@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Ragged:
+class Unpadded:
     """Where the positions of rows that are padded on the right lie.
 
     Attributes:
@@ -26,10 +25,10 @@ class Ragged:
     first: Tensor
 
     @classmethod
-    def of(cls, counts: Tensor, length: int) -> Ragged:
-        """Of rows with ``counts`` int64 [B] positions each, in ``length`` slots."""
-        real = torch.arange(length, device=counts.device) < counts[:, None]
-        return cls(len(counts), length, real.flatten().nonzero()[:, 0], counts.cumsum(0) - counts)
+    def of(cls, real: Tensor) -> Unpadded:
+        """Of rows by ``real`` bool [B, T], which positions are no padding (``Cache.real``)."""
+        counts = real.sum(1)
+        return cls(*real.shape, real.flatten().nonzero()[:, 0], counts.cumsum(0) - counts)
 
     def collect(self, padded: Tensor) -> Tensor:
         """[B, T, W] → [N, W]."""
