@@ -27,6 +27,7 @@ TOLERANCE = 2e-5  # of a weight after 4 steps: sums of gradients in another orde
 
 SCRIPT = '''
 """A rank: trains, and leaves what it drew and what it ended with beside the project."""
+import math
 import sys
 from pathlib import Path
 
@@ -35,10 +36,12 @@ import torch
 from tests.training.test_run import params, run
 from vall_e.data.batches import Batches
 from vall_e.training import run as training
+from vall_e.training.module import VallEModule
 from vall_e.training.ranks import rank_of
 
 root, settings = Path(sys.argv[1]), eval(sys.argv[2])
-drawn, plain, fitted = [], Batches._make_pool, training.fit
+poisoned = settings.pop("poisoned", [])  # steps of rank 1 whose loss is no number, once for each time they are listed
+drawn, plain, fitted, stepped = [], Batches._make_pool, training.fit, VallEModule.training_step
 
 def fit(*args):
     out = fitted(*args)
@@ -51,12 +54,20 @@ def _make_pool(self, number):
         drawn.append([int(i) for i in self.order.at(torch.arange(first, first + self.samples_per_pool).numpy())])
     return plain(self, number)
 
-Batches._make_pool, training.fit = _make_pool, fit
-run(root, params(4, devices=2, **settings))
+def training_step(self, batch, index):
+    loss, now = stepped(self, batch, index), self.global_step + 1
+    if rank_of() == 1 and now in poisoned:
+        poisoned.remove(now)
+        return loss * math.nan
+    return loss
+
+Batches._make_pool, training.fit, VallEModule.training_step = _make_pool, fit, training_step
+run(root, params(**{"steps": 4, "devices": 2} | settings))
 '''
 
 
-def _two(root: Path, settings: dict, *launcher: str) -> None:
+def _two(root: Path, settings: dict, *launcher: str) -> str:
+    """Returns what they printed."""
     make_project(root)
     script = root / "rank.py"
     script.write_text(SCRIPT)
@@ -64,6 +75,7 @@ def _two(root: Path, settings: dict, *launcher: str) -> None:
     command = [*(launcher or [sys.executable]), str(script), str(root), repr(settings)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +142,27 @@ def test_weights_that_are_shared_out_end_as_whole_ones(tmp_path: Path) -> None:
         _two(tmp_path / strategy, settings | {"strategy": strategy})
     a, b = (load_file(tmp_path / name / "models/voice/model.safetensors") for name in ("ddp", "fsdp"))
     assert set(a) == set(b)
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], rtol=0, atol=TOLERANCE)
+
+
+def _rolled_back(root: Path, strategy: str) -> dict[str, torch.Tensor]:
+    """Weights of ranks that go back from step 5 to their newest checkpoint, and from there to the one before."""
+    changes = {"strategy": strategy, "ema_decay": 0.0, "steps": 8, "poisoned": [5, 5]}
+    said = _two(root, SETTINGS | changes)
+    assert re.findall(r"step 5: the loss is nan: back to the checkpoint of step (\d)", said) == ["4", "2"]  # once each
+    return load_file(root / "models/voice/model.safetensors")
+
+
+def test_one_rank_that_diverges_takes_all_of_them_back(tmp_path: Path) -> None:
+    _rolled_back(tmp_path, "ddp")
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)["weights"] for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_weights_that_are_shared_out_go_back_as_whole_ones(tmp_path: Path) -> None:
+    a, b = (_rolled_back(tmp_path / name, name) for name in ("ddp", "fsdp"))
     for name in a:
         torch.testing.assert_close(b[name], a[name], rtol=0, atol=TOLERANCE)
 

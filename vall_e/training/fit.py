@@ -99,6 +99,7 @@ def fit(
         if _run(trainer, module, data, work, course, guard):
             break
         del trainer
+        module.zero_grad()  # gradients there tell torch that an optimiser has state already
         gc.collect()  # what the failed step holds, before the next begins
         torch.cuda.empty_cache()
     if trainer.global_step < config.max_steps:
@@ -132,6 +133,15 @@ def _trainer(config: TrainConfig, work: WorkFolder, course: Course, watching: li
     )  # fmt: skip
 
 
+def _start_again(work: WorkFolder, course: Course) -> int:
+    """Step of the checkpoint to go back to; one that was gone back to before is dropped: it may be what is wrong."""
+    _, start = find(work.path)
+    if course.went_back_to(start):
+        step_back(work.path)
+        _, start = find(work.path)
+    return start
+
+
 def _run(trainer: pl.Trainer, module: VallEModule, data: Data, work: WorkFolder, course: Course, guard: Guard) -> bool:
     """Train from the last whole checkpoint on; false where the course was changed and it has to begin anew."""
     found, config = find(work.path), module.config
@@ -141,11 +151,8 @@ def _run(trainer: pl.Trainer, module: VallEModule, data: Data, work: WorkFolder,
         trainer.fit(module, data, ckpt_path=found[0] if found else None, weights_only=False)
         return True
     except Diverged as seen:
-        _, start = find(work.path)
-        if course.went_back_to(start):  # what was saved there may be what is wrong
-            step_back(work.path)
-            _, start = find(work.path)
-        said = course.roll_back(seen, start, config.rollback)
+        start = _start_again(work, course) if trainer.is_global_zero else 0
+        said = course.roll_back(seen, trainer.strategy.broadcast(start), config.rollback)
     except Exception as error:
         if not is_memory_error(error):
             raise
