@@ -302,9 +302,14 @@ class TrainConfig(Changing):
             phase.check()
         return self
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether each process keeps a part of what the optimiser knows, or of the weights too."""
+        return self.strategy in ("fsdp", "deepspeed")
+
     @model_validator(mode="after")
     def _shared_weights(self) -> TrainConfig:
-        if self.strategy not in ("fsdp", "deepspeed"):
+        if not self.shares_weights:
             return self
         if self.optimizer not in ("adam", "adamw"):
             raise ValueError(

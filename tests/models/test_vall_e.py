@@ -133,6 +133,21 @@ def test_a_gradient_reaches_every_parameter(kind: str) -> None:
     assert silent == spare.get(kind, set())
 
 
+def test_every_weight_has_a_gradient_where_that_is_asked_for() -> None:
+    model = build("ar+nar-len", tasks=("tts", "stt", "len")).train()
+    packed, named = pack(rows(model.config)[:1], model.layout), dict(model.named_parameters())
+    found = []
+    for every in (False, True):
+        model.zero_grad()
+        loss, _ = model.loss(packed, every_weight=every)
+        loss.backward()
+        found.append((loss.item(), {name: p.grad for name, p in named.items() if p.grad is not None}))
+    (plain, some), (same, every) = found
+    assert plain == same and set(some) < set(every) == set(named)
+    for name, gradient in every.items():
+        torch.testing.assert_close(gradient, some.get(name, torch.zeros_like(gradient)), rtol=0, atol=0)
+
+
 def test_the_last_states_are_normalised_once_and_serve_codes_and_duration() -> None:
     model, calls = build("v2-nar"), []
     packed = pack(rows(model.config), model.layout)

@@ -27,20 +27,31 @@ TOLERANCE = 2e-5  # of a weight after 4 steps: sums of gradients in another orde
 
 SCRIPT = '''
 """A rank: trains, and leaves what it drew and what it ended with beside the project."""
+import argparse
 import math
 import sys
+import types
 from pathlib import Path
 
+import lightning.pytorch.strategies.deepspeed as deepspeed
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 
 from tests.training.test_run import params, run
 from vall_e.data.batches import Batches
+from vall_e.models.vall_e import VallE
 from vall_e.training import run as training
 from vall_e.training.module import VallEModule
 from vall_e.training.ranks import rank_of
 
 root, settings = Path(sys.argv[1]), eval(sys.argv[2])
 poisoned = settings.pop("poisoned", [])  # steps of rank 1 whose loss is no number, once for each time they are listed
+if settings.pop("every_weight", False):
+    loss_of = VallE.loss
+    VallE.loss = lambda *args, **named: loss_of(*args, **named | {"every_weight": True})
+# Lightning lets DeepSpeed run on GPUs only; DeepSpeed itself does not mind
+deepspeed.CUDAAccelerator, deepspeed._validate_device_index_selection = CPUAccelerator, lambda devices: None
+deepspeed.argparse = types.SimpleNamespace(Namespace=lambda device_rank: argparse.Namespace(device_rank=0))
 drawn, plain, fitted, stepped = [], Batches._make_pool, training.fit, VallEModule.training_step
 
 def fit(*args):
@@ -71,7 +82,8 @@ def _two(root: Path, settings: dict, *launcher: str) -> str:
     make_project(root)
     script = root / "rank.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    found = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    environment = {**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [*(launcher or [sys.executable]), str(script), str(root), repr(settings)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -135,36 +147,39 @@ def test_torchrun_starts_them_as_well(two: Path, tmp_path: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.slow
-def test_weights_that_are_shared_out_end_as_whole_ones(tmp_path: Path) -> None:
-    settings = SETTINGS | {"ema_decay": 0.0}
-    for strategy in ("ddp", "fsdp"):
-        _two(tmp_path / strategy, settings | {"strategy": strategy})
-    a, b = (load_file(tmp_path / name / "models/voice/model.safetensors") for name in ("ddp", "fsdp"))
-    assert set(a) == set(b)
-    for name in a:
-        torch.testing.assert_close(b[name], a[name], rtol=0, atol=TOLERANCE)
-
-
-def _rolled_back(root: Path, strategy: str) -> dict[str, torch.Tensor]:
+def _rolled_back(root: Path, **settings: object) -> dict[str, torch.Tensor]:
     """Weights of ranks that go back from step 5 to their newest checkpoint, and from there to the one before."""
-    changes = {"strategy": strategy, "ema_decay": 0.0, "steps": 8, "poisoned": [5, 5]}
-    said = _two(root, SETTINGS | changes)
+    said = _two(root, SETTINGS | {"ema_decay": 0.0, "steps": 8, "poisoned": [5, 5]} | settings)
     assert re.findall(r"step 5: the loss is nan: back to the checkpoint of step (\d)", said) == ["4", "2"]  # once each
     return load_file(root / "models/voice/model.safetensors")
 
 
 def test_one_rank_that_diverges_takes_all_of_them_back(tmp_path: Path) -> None:
-    _rolled_back(tmp_path, "ddp")
+    _rolled_back(tmp_path, strategy="ddp")
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)["weights"] for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.slow
-def test_weights_that_are_shared_out_go_back_as_whole_ones(tmp_path: Path) -> None:
-    a, b = (_rolled_back(tmp_path / name, name) for name in ("ddp", "fsdp"))
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+def test_what_is_shared_out_goes_back_and_ends_as_whole_weights(strategy: str, tmp_path: Path) -> None:
+    """With batches whose rows train other parts of the model in each rank."""
+    if strategy == "deepspeed":
+        pytest.importorskip("deepspeed")
+    model = {"kind": "ar+nar-len"}
+    a = _rolled_back(tmp_path / "ddp", strategy="ddp", model=model, every_weight=True)
+    b = _rolled_back(tmp_path / strategy, strategy=strategy, model=model)
+    assert set(a) == set(b)
     for name in a:
         torch.testing.assert_close(b[name], a[name], rtol=0, atol=TOLERANCE)
+
+
+def test_deepspeed_in_bfloat16_leaves_the_exact_weights(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    _two(tmp_path, SETTINGS | {"ema_decay": 0.0, "strategy": "deepspeed", "precision": "bf16-mixed"})
+    weights = load_file(tmp_path / "models/voice/model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in weights.values())
 
 
 def test_who_a_process_is_and_what_was_started() -> None:
@@ -177,10 +192,11 @@ def test_who_a_process_is_and_what_was_started() -> None:
         check_launch(TrainConfig(nodes=2, devices=4), {})
 
 
-def test_what_cannot_be_shared_out_is_refused() -> None:
+def test_what_cannot_be_shared_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="train.optimizer adamw"):
         TrainConfig(strategy="fsdp", optimizer="muon")
     with pytest.raises(ValueError, match="set train.ema_decay 0"):
         TrainConfig(strategy="deepspeed", optimizer="adamw")
+    monkeypatch.setattr("vall_e.training.ranks.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"vall-e-workflow\[deepspeed\]"):
         strategy_of(TrainConfig(strategy="deepspeed", optimizer="adamw", ema_decay=0.0))

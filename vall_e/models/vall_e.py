@@ -202,6 +202,7 @@ class VallE(nn.Module):
         exit_weights: Sequence[float] | None = None,
         guide: losses.Guide | None = None,
         shares: Mapping[str, float] | None = None,
+        every_weight: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean of the cross entropies of each level and of what is written, in nats, plus alignment's and duration's.
 
@@ -212,6 +213,8 @@ class VallE(nn.Module):
             guide: what a teacher's ``logits`` say of this batch; exits before the last layer learn without it.
             shares: of a piece of a batch, by kind of ``losses.targets``: its targets over those of the whole batch,
                 times the number of pieces, so that the mean over pieces is the whole batch's loss. None: a whole batch.
+            every_weight: whether a weight that had no part in the loss gets a gradient of 0 and not None, so that
+                processes whose batches have other tasks agree on the gradients that there are.
 
         Returns:
             the loss (scalar); of the last layer ``loss.X`` and ``accuracy.X`` per level (X is level0, ...), per written
@@ -244,7 +247,14 @@ class VallE(nn.Module):
             real = torch.arange(states[-1].shape[1], device=self.device) < packed.lengths[:, None]
             for name, (weight, extra) in self.backbone.auxiliary(real).items():
                 loss = loss + weight * found.note(name, extra)
+        if every_weight:
+            loss = loss + self._nothing()
         return loss, found.figures
+
+    def _nothing(self) -> Tensor:
+        """0, of all weights that are trained; but for those of the blocks, which every batch goes through."""
+        inside = set(self.backbone.blocks.parameters())
+        return 0 * sum(p.flatten()[0].float() for p in self.parameters() if p.requires_grad and p not in inside)
 
     def _predictions(
         self,

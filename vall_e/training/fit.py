@@ -33,7 +33,7 @@ from vall_e.training.memory import is_memory_error
 from vall_e.training.module import VallEModule
 from vall_e.training.ranks import check_launch, rank_of, strategy_of
 from vall_e.training.samples import Samples, Show
-from vall_e.training.sharding import ShardedModule, whole_state
+from vall_e.training.sharding import ShardedModule, UnchangedInput, exact_state, whole_state
 
 NO_INFLUENCE = {
     "threads": True,
@@ -90,7 +90,7 @@ def fit(
     while True:
         curves = Curves(work.path / "train.csv", config.max_steps, log, live and live / "train.csv")
         guard, average = Guard(config, course, stop), Average(config.ema_decay)
-        watching: list[Callback] = [guard] + [average] * (config.strategy != "fsdp")
+        watching: list[Callback] = [guard] + [average] * (not config.shares_weights)
         if rank_of() == 0:
             watching.append(curves)
             if show is not None and config.samples is not None:
@@ -104,8 +104,9 @@ def fit(
         torch.cuda.empty_cache()
     if trainer.global_step < config.max_steps:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step} of {config.max_steps}: run again to go on")
-    if config.strategy == "fsdp":
-        return Fitted(curves, work, course, whole_state(model))
+    if config.shares_weights:
+        whole = exact_state if config.strategy == "deepspeed" else whole_state
+        return Fitted(curves, work, course, whole(model))
     average.take_over(module)
     return Fitted(curves, work, course, model.state_dict())
 
@@ -122,14 +123,15 @@ def _work_folder(params: Params, root: Path, work_root: Path) -> WorkFolder:
 
 
 def _trainer(config: TrainConfig, work: WorkFolder, course: Course, watching: list[Callback]) -> pl.Trainer:
+    deepspeed = config.strategy == "deepspeed"  # writes checkpoints of its own
     return pl.Trainer(
         accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[config.device], devices=config.devices,
-        num_nodes=config.nodes, strategy=strategy_of(config), precision=config.precision,
+        num_nodes=config.nodes, strategy=strategy_of(config), precision=None if deepspeed else config.precision,
         max_steps=config.max_steps, max_epochs=-1, accumulate_grad_batches=config.accumulate * course.pieces,
         gradient_clip_val=config.grad_clip, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0,
         callbacks=[*watching, Checkpoints(work.path)], logger=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=work.path,
-        plugins=[] if config.strategy == "deepspeed" else [Direct()],
+        plugins=[UnchangedInput(config.precision) if deepspeed else Direct()],
     )  # fmt: skip
 
 

@@ -59,6 +59,7 @@ class VallEModule(pl.LightningModule):
             self._exit_weights(),
             guide=None if self.teacher is None else self.teacher(batch),
             shares=batch.shares if isinstance(batch, Piece) else None,
+            every_weight=config.shares_weights,
         )
         self.log_dict({f"train.{k}": v for k, v in figures.items()})  # rank 0's own: others may have other tasks
         self.log("train.loss", loss.detach(), sync_dist=trainer.world_size > 1)

@@ -74,7 +74,7 @@ def strategy_of(config: TrainConfig) -> Any:
         )
     from lightning.pytorch.strategies import DeepSpeedStrategy
 
-    return DeepSpeedStrategy(stage=2)
+    return DeepSpeedStrategy(stage=1, overlap_comm=False)
 
 
 def seed_step(seed: int, step: int, rank: int = 0, world: int = 1) -> None:
