@@ -17,6 +17,7 @@ from vall_e.backbones.llama import Block
 from vall_e.nn.attention import Attention, Watch, attend_grouped
 from vall_e.nn.cache import KVCache
 from vall_e.nn.feedforward import SwiGLU
+from vall_e.nn.norm import RMSNorm
 from vall_e.nn.rope import turn
 from vall_e.nn.unpadded import Unpadded
 
@@ -159,4 +160,4 @@ def can_fuse(block: nn.Module) -> bool:
     if type(feedforward) is SwiGLU:
         layers += [feedforward.gate, feedforward.up]
     plain = all(type(layer) is nn.Linear and not hasattr(layer, "parametrizations") for layer in layers)
-    return plain and type(block.attention_norm) is nn.RMSNorm
+    return plain and type(block.attention_norm) is RMSNorm

@@ -19,6 +19,7 @@ from vall_e.nn.attention import Attention
 from vall_e.nn.cache import Cache, KVCache
 from vall_e.nn.feedforward import SwiGLU
 from vall_e.nn.masks import Mask, visible
+from vall_e.nn.norm import RMSNorm
 from vall_e.nn.rope import rotary, signed, turns
 from vall_e.nn.unpadded import Unpadded
 
@@ -41,7 +42,7 @@ class Block(nn.Module):
         norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        norm = norm or partial(nn.RMSNorm, eps=config.norm_eps)
+        norm = norm or partial(RMSNorm, eps=config.norm_eps)
         self.attention_norm = norm(config.dim)
         self.attention = attention or Attention(config.dim, config.heads, config.kv_heads)
         self.feedforward_norm = norm(config.dim)
@@ -62,7 +63,7 @@ class Llama(Backbone):
         self._table: Tensor | None = None
         self._compiled: Callable[..., Tensor] | None = None
         self.blocks = nn.ModuleList(self.block() for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.initialise(("attention.o.weight", "down.weight"))
 
     def block(self) -> Block:
@@ -99,7 +100,7 @@ class Llama(Backbone):
         """Make the blocks faster for inference, in place, where they are plain (``vall_e.backbones.fused``)."""
         from vall_e.backbones.fused import FusedBlock, FusedNorm, can_fuse
 
-        if type(self.norm) is nn.RMSNorm and all(can_fuse(block) for block in self.blocks):
+        if type(self.norm) is RMSNorm and all(can_fuse(block) for block in self.blocks):
             self.blocks = nn.ModuleList(FusedBlock(block) for block in self.blocks)
             self.norm, self.fused = FusedNorm(self.norm), True
 

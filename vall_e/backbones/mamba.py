@@ -20,6 +20,7 @@ from vall_e.backbones.base import Backbone
 from vall_e.family import ModelConfig
 from vall_e.nn.cache import Cache
 from vall_e.nn.masks import Mask
+from vall_e.nn.norm import RMSNorm
 from vall_e.nn.ssm import StateCache, convolve, recur
 
 
@@ -28,7 +29,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, mixer: nn.Module) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.norm = RMSNorm(config.dim, eps=1e-6)
         self.mixer = mixer
         self.dropout = nn.Dropout(config.dropout)
 
@@ -44,7 +45,7 @@ class Mamba(Backbone):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.blocks = nn.ModuleList(Block(config, mixer) for mixer in self.mixers())
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.norm = RMSNorm(config.dim, eps=1e-6)
         for block in self.blocks:
             for name in ("in_proj", "x_proj", "out_proj"):
                 if hasattr(block.mixer, name):

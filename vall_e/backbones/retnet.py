@@ -16,6 +16,7 @@ from vall_e.backbones.llama import Block
 from vall_e.family import ModelConfig
 from vall_e.nn.cache import Cache
 from vall_e.nn.masks import Mask
+from vall_e.nn.norm import RMSNorm
 from vall_e.nn.retention import Retention
 from vall_e.nn.rope import rotary
 
@@ -28,7 +29,7 @@ class Retnet(Backbone):
         self.blocks = nn.ModuleList(
             Block(config, Retention(config.dim, config.heads, gated=False)) for _ in range(config.layers)
         )
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.initialise(("attention.o.weight", "down.weight"))
 
     def states(

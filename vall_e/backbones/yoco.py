@@ -20,6 +20,7 @@ from vall_e.family import ModelConfig
 from vall_e.nn.attention import Attention, CrossAttention
 from vall_e.nn.cache import JointCache, KVCache, RingCache
 from vall_e.nn.masks import Mask, causal, visible
+from vall_e.nn.norm import RMSNorm
 from vall_e.nn.retention import Retention
 from vall_e.nn.rope import rotary, rotate
 
@@ -40,9 +41,9 @@ class Yoco(Backbone):
         ]
         mixers += [CrossAttention(dim, heads) for _ in range(self.half)]
         self.blocks = nn.ModuleList(Block(config, mixer) for mixer in mixers)
-        self.shared_norm = nn.RMSNorm(dim, eps=config.norm_eps)
+        self.shared_norm = RMSNorm(dim, eps=config.norm_eps)
         self.k, self.v = (nn.Linear(dim, groups * self.head_dim, bias=False) for _ in range(2))
-        self.norm = nn.RMSNorm(dim, eps=config.norm_eps)
+        self.norm = RMSNorm(dim, eps=config.norm_eps)
         self.initialise(("attention.o.weight", "down.weight"))
 
     def states(

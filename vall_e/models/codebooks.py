@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vall_e.family import ModelConfig
+from vall_e.nn.norm import RMSNorm
 
 
 class Residual(nn.Module):
@@ -21,7 +22,7 @@ class Residual(nn.Module):
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.up = nn.Linear(dim, inner)
         self.down = nn.Linear(inner, dim)
 
@@ -34,7 +35,7 @@ class LevelAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class CodebookDecoder(nn.Module):
         self.codes = codes
         self.level = nn.Embedding(levels, config.dim)
         self.layers = _layers(config)
-        self.norm = nn.RMSNorm(config.dim)
+        self.norm = RMSNorm(config.dim)
         shared = config.code_heads == "one"
         self.heads = nn.ModuleList(nn.Linear(config.dim, codes + 1, bias=False) for _ in range(1 if shared else levels))
         for head in self.heads:

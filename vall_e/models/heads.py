@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vall_e.nn.norm import RMSNorm
+
 NOWHERE = -1e9  # a score of probability 0 that a row of nothing but padding survives without NaN
 
 
@@ -97,11 +99,11 @@ class DepthHead(nn.Module):
         self.first = nn.Linear(dim, codes + 1, bias=False)
         self.tables = nn.ModuleList(nn.Embedding(codes, dim) for _ in range(levels - 1))
         self.level = nn.Embedding(levels, dim)
-        self.norms = nn.ModuleList(nn.RMSNorm(dim) for _ in range(layers))
+        self.norms = nn.ModuleList(RMSNorm(dim) for _ in range(layers))
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim)) for _ in range(layers)
         )
-        self.final = nn.RMSNorm(dim)
+        self.final = RMSNorm(dim)
         self.rest = nn.ModuleList(nn.Linear(dim, codes, bias=False) for _ in range(levels - 1))
         for head in (self.first, *self.rest):
             nn.init.normal_(head.weight, std=dim**-0.5)
@@ -140,7 +142,7 @@ class AlignmentHead(nn.Module):
 
     def __init__(self, dim: int, phones: int, width: int = 64) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.query = nn.Linear(dim, width, bias=False)
         self.key = nn.Linear(dim, width, bias=False)
         self.phone = nn.Linear(dim, phones, bias=False)
