@@ -93,11 +93,13 @@ def _steps(model: VallE, batch: Packed, params: Params) -> tuple[list[float], li
 
 
 def _loss(model: VallE, batch: Packed, params: Params) -> Tensor:
-    """Scalar; dropout is the same in each step."""
+    """Scalar, weighed as in the first stage of the run; dropout is the same in each step."""
     torch.manual_seed(params.train.seed)
+    layout = model.layout
+    factors = params.train.phases[0].train.loss_factors(model.config, layout.levels, residual=layout.residual)
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(params.train.precision)
     with torch.autocast(batch.symbol.device.type, dtype, enabled=dtype is not None):
-        return model.loss(batch, alignment_weight=params.train.alignment_weight)[0]
+        return model.loss(batch, alignment_weight=params.train.alignment_weight, factors=factors)[0]
 
 
 def _learned(losses: list[float], wanted: float) -> Check:
