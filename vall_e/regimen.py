@@ -175,7 +175,8 @@ class TrainConfig(Changing):
     nodes: PositiveInt = Field(1, description="machines, under torchrun where there are several")
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = Field(
         "auto",
-        description="how processes work together; auto: ddp where there are several; others: weights shared out",
+        description="how processes work together; auto: ddp where there are several; fsdp shares the weights out, "
+        "deepspeed what the optimiser knows of them",
     )
     rollback: RollbackConfig = RollbackConfig()
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0 leaves torch's choice")
