@@ -19,6 +19,11 @@ from vall_e.training.optimizers import build_optimizer, rate_factor
 from vall_e.training.ranks import seed_step
 
 
+def factors_of(train: TrainConfig, model: VallE) -> dict[str, float]:
+    """Weight of each of the model's losses, by name (``TrainConfig.loss_factors``)."""
+    return train.loss_factors(model.config, model.layout.levels, residual=model.layout.residual)
+
+
 class VallEModule(pl.LightningModule):
     """Trains a ``VallE`` on packed batches. Every step draws its dropout from (seed, step): resuming is exact.
 
@@ -29,11 +34,8 @@ class VallEModule(pl.LightningModule):
     def __init__(self, model: VallE, train: TrainConfig, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.model, self.config, self.teacher = model, train, teacher
-        layout, phases = model.layout, train.phases
-        self._firsts = [phase.first for phase in phases]
-        self._factors = [
-            phase.train.loss_factors(model.config, layout.levels, residual=layout.residual) for phase in phases
-        ]
+        self._firsts = [phase.first for phase in train.phases]
+        self._factors = [factors_of(phase.train, model) for phase in train.phases]
         if train.layerskip is not None:
             drop_layers(model.backbone.blocks, train.layerskip.max_dropout)
         if train.compile:

@@ -7,6 +7,7 @@ without.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,8 @@ from vall_e.models.packing import Packed, pack
 from vall_e.models.vall_e import VallE
 from vall_e.text.tokenizer import Tokenizer
 from vall_e.training.feed import LENGTHS
-from vall_e.training.module import build_optimizer
+from vall_e.training.module import factors_of
+from vall_e.training.optimizers import build_optimizer
 from vall_e.training.preflight import Check
 from vall_e.training.run import build_model, load_data
 
@@ -75,11 +77,12 @@ def _steps(model: VallE, batch: Packed, params: Params) -> tuple[list[float], li
     """The loss before each step and after the last, and the seconds of each step."""
     config = params.train
     optimizer = build_optimizer(model, config)
+    factors = factors_of(config.phases[0].train, model)
     losses, seconds = [], []
     until = time.perf_counter() + config.preflight.seconds
     while len(seconds) < (config.preflight.overfit_steps or STEPS) and time.perf_counter() < until:
         began = time.perf_counter()
-        loss = _loss(model, batch, params)
+        loss = _loss(model, batch, params, factors)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -88,15 +91,13 @@ def _steps(model: VallE, batch: Packed, params: Params) -> tuple[list[float], li
         losses.append(loss.item())
         seconds.append(time.perf_counter() - began)
     with torch.no_grad():
-        losses.append(_loss(model, batch, params).item())
+        losses.append(_loss(model, batch, params, factors).item())
     return losses, seconds
 
 
-def _loss(model: VallE, batch: Packed, params: Params) -> Tensor:
-    """Scalar, weighed as in the first stage of the run; dropout is the same in each step."""
+def _loss(model: VallE, batch: Packed, params: Params, factors: Mapping[str, float]) -> Tensor:
+    """Scalar; dropout is the same in each step."""
     torch.manual_seed(params.train.seed)
-    layout = model.layout
-    factors = params.train.phases[0].train.loss_factors(model.config, layout.levels, residual=layout.residual)
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(params.train.precision)
     with torch.autocast(batch.symbol.device.type, dtype, enabled=dtype is not None):
         return model.loss(batch, alignment_weight=params.train.alignment_weight, factors=factors)[0]
