@@ -7,6 +7,7 @@ to the disk and renamed at the end, so a folder that exists is whole, whatever e
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -79,6 +80,8 @@ class Context:
 def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
     """The command line of a stage. Returns the exit code: 0, or 1 after an error that is said in one line."""
     args = _parser(stage).parse_args(argv)
+    if not faulthandler.is_enabled():  # a crash in compiled code says which line called it
+        faulthandler.enable(sys.__stderr__)
     try:
         execute(stage, load_params(args.params))
     except (ValueError, OSError, ImportError, TrackingError) as error:

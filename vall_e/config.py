@@ -7,7 +7,7 @@ costs a second and not a training run. Configuration is passed in; nothing here 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -73,10 +73,7 @@ class ScoreConfig(Section):
     dnsmos_utterances: PositiveInt = Field(
         48, description="test items whose three waves DNSMOS and UTMOS hear (DNSMOS: 0.3 s of one core each)"
     )
-    acoustics: bool = Field(True, description="mel-cepstral distance and duration beside the recording")
-    pitch_utterances: Annotated[int, Field(ge=0)] = Field(
-        24, description="with acoustics: test items whose three waves have their F0 tracked"
-    )
+    acoustics: bool = Field(True, description="mel-cepstral distance, pitch and duration beside the recording")
     bootstrap: PositiveInt = 1000
 
     @model_validator(mode="after")

@@ -38,7 +38,7 @@ def written(folder: Path, *lines: str) -> Path:
 
 def config(path: Path, **changes: object) -> Params:
     settings = {"testset": str(path), "bootstrap": 20, "batch_size": 4, **changes}
-    return parse_params({"evaluate": settings, "score": {"dnsmos": False, "pitch_utterances": 0, "bootstrap": 20}})
+    return parse_params({"evaluate": settings, "score": {"dnsmos": False, "bootstrap": 20}})
 
 
 SEED = ("u1|Hello there.|prompts/ann.wav|Yes, yes!|wavs/u1.wav", "u2|Hm|prompts/bob.wav|Yes yes yes")

@@ -9,13 +9,15 @@ with ln |A(w)| = c_0 + sum_m c_m cos(m w) on the mel scale, so that it is the RM
 in dB, gain apart. The cepstra are cosine transforms of mel filter banks, not those of WORLD or SPTK: figures
 compare within this house, not with a paper's.
 
+Pitch is Praat's and not librosa's pYIN, which calls generalised ufuncs from numba's cache: two processes that fill
+it at once can leave halves that do not fit, and every later call of them is a segmentation fault (numba issue 10128).
+
 Dimensions: N samples, T frames (100 a second), K mel bands, M cepstral coefficients, P steps of a path.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,23 +30,23 @@ BANDS, ORDER = 80, 24
 _WINDOW = 512
 _FLOOR_DB = 60.0  # below the loudest band: what is weaker is silence, whatever its level
 _PITCH = (55.0, 550.0)  # Hz
-_PITCH_RATE = 8_000
+_VOICED = 0.5  # least height of an autocorrelation's peak, 1 at lag 0
 _FEWEST = 10  # frames of a pitch statistic
 
 
 @dataclass(frozen=True)
 class Sound:
-    """What comparisons need of a wave. ``f0`` is NaN where unvoiced, None where it was not asked for.
+    """What comparisons need of a wave.
 
     Attributes:
         seconds: duration without the silence at its ends.
         cepstra: float64 [T, M], without c_0.
-        f0: Hz, float64 [T].
+        f0: Hz, float64 [T], NaN where unvoiced.
     """
 
     seconds: float
     cepstra: np.ndarray
-    f0: np.ndarray | None = None
+    f0: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,14 @@ class Comparison:
     f0_correlation: float | None
 
 
-def analyse(wav: np.ndarray, rate: int, *, pitch: bool = True) -> Sound | None:
+def analyse(wav: np.ndarray, rate: int) -> Sound | None:
     """``wav`` float [N] at ``rate`` Hz; None for silence and for less than five frames."""
     wav = resample(np.nan_to_num(np.asarray(wav, dtype=np.float32).reshape(-1)), rate, RATE)
     wav = trim_silence(wav, RATE)
     if wav.size < 5 * HOP or np.abs(wav).max() < 1e-4:
         return None
     cepstra = mel_cepstra(wav)
-    return Sound(wav.size / RATE, cepstra, track_pitch(wav, len(cepstra)) if pitch else None)
+    return Sound(wav.size / RATE, cepstra, track_pitch(wav, len(cepstra)))
 
 
 def mel_cepstra(wav: np.ndarray) -> np.ndarray:
@@ -97,25 +99,27 @@ def cepstra_of(log_amplitude: np.ndarray) -> np.ndarray:
 
 
 def track_pitch(wav: np.ndarray, frames: int) -> np.ndarray:
-    """F0 of ``wav`` float [N] at 16 kHz by pYIN (Mauch & Dixon, 2014), in Hz, NaN where unvoiced: float64 [frames]."""
-    import librosa
+    """F0 of ``wav`` float [N] at 16 kHz in Hz, NaN where unvoiced: float64 [frames], one every ``HOP`` samples from 0.
 
-    low = resample(wav, RATE, _PITCH_RATE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of frames without any period
-        f0, _, _ = librosa.pyin(
-            low, fmin=_PITCH[0], fmax=_PITCH[1], sr=_PITCH_RATE, frame_length=512, hop_length=HOP // 2,
-            n_thresholds=50, resolution=0.2, fill_na=np.nan,
-        )  # fmt: skip
+    By Praat: peaks of the autocorrelation, one path through them (Boersma, 1993, "Accurate short-term analysis of the
+    fundamental frequency and the harmonics-to-noise ratio of a sampled sound").
+    """
+    import parselmouth
+
     found = np.full(frames, np.nan)
-    found[: min(frames, f0.size)] = f0[:frames]
+    if wav.size * _PITCH[0] <= 3 * RATE:  # Praat's window: three periods of the lowest pitch
+        return found
+    pitch = parselmouth.Sound(wav.astype(np.float64), RATE).to_pitch_ac(
+        time_step=HOP / RATE, pitch_floor=_PITCH[0], pitch_ceiling=_PITCH[1], voicing_threshold=_VOICED
+    )
+    f0, places = pitch.selected_array["frequency"], np.round(pitch.xs() * RATE / HOP).astype(int)
+    voiced = (f0 > 0) & (places < frames)
+    found[places[voiced]] = f0[voiced]
     return found
 
 
-def pitch_of(sound: Sound) -> Pitch | None:
-    """Statistics of the sound's F0; None where it was not tracked."""
-    if sound.f0 is None:
-        return None
+def pitch_of(sound: Sound) -> Pitch:
+    """Statistics of the sound's F0."""
     voiced = sound.f0[~np.isnan(sound.f0)]
     share = voiced.size / sound.f0.size
     if voiced.size < _FEWEST:
@@ -142,12 +146,11 @@ def compare(sound: Sound, recording: Sound) -> Comparison:
     """``sound`` against a ``recording`` of the same words."""
     path = warp(sound.cepstra, recording.cepstra)
     rmse = correlation = None
-    if sound.f0 is not None and recording.f0 is not None:
-        pairs = np.log2(np.stack([sound.f0[path[:, 0]], recording.f0[path[:, 1]]]))
-        pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
-        if pairs.shape[1] >= _FEWEST:
-            rmse = float(12.0 * np.sqrt(np.square(pairs[0] - pairs[1]).mean()))
-            if pairs.std(axis=1).min() > 1e-6:
-                correlation = float(np.corrcoef(pairs)[0, 1])
+    pairs = np.log2(np.stack([sound.f0[path[:, 0]], recording.f0[path[:, 1]]]))
+    pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
+    if pairs.shape[1] >= _FEWEST:
+        rmse = float(12.0 * np.sqrt(np.square(pairs[0] - pairs[1]).mean()))
+        if pairs.std(axis=1).min() > 1e-6:
+            correlation = float(np.corrcoef(pairs)[0, 1])
     distance = mel_cepstral_distance(sound.cepstra, recording.cepstra, path)
     return Comparison(distance, sound.seconds / recording.seconds, rmse, correlation)

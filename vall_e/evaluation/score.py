@@ -120,7 +120,7 @@ def score(
         scores.append(found)
     _judge(results, scores, judges, evaluate_dir, settings.dnsmos_utterances, progress)
     if settings.acoustics:
-        _add_acoustics(results, scores, evaluate_dir, settings.pitch_utterances, progress)
+        _add_acoustics(results, scores, evaluate_dir, progress)
     write_table(scores, SCORES, out_dir / "scores.parquet")
     _write_matrix(embeddings, results, names, means, out_dir / "matrix.json")
     return {
@@ -160,19 +160,13 @@ def _judge(
         found |= {name: judge.score(*wave) for name, judge in judges.items()}
 
 
-def _add_acoustics(
-    results: Sequence[Row], scores: Sequence[dict[str, Any]], folder: Path, tracked: int, progress: bool
-) -> None:
-    """Adds the columns ``_ACOUSTICS`` to every row, those of the pitch for ``tracked`` items."""
-    chosen = spread({row["id"] for row in results}, tracked)
+def _add_acoustics(results: Sequence[Row], scores: Sequence[dict[str, Any]], folder: Path, progress: bool) -> None:
+    """Adds the columns ``_ACOUSTICS`` to every row."""
     by_item: dict[str, dict[str, int]] = defaultdict(dict)
     for index, row in enumerate(results):
         by_item[row["id"]][row["kind"]] = index
-    for name, kinds in tqdm(by_item.items(), desc="acoustics", unit="utt", mininterval=1.0, disable=not progress):
-        sounds = {
-            kind: analyse(*audio.load(folder / results[index]["audio"]), pitch=name in chosen)
-            for kind, index in kinds.items()
-        }
+    for kinds in tqdm(by_item.values(), desc="acoustics", unit="utt", mininterval=1.0, disable=not progress):
+        sounds = {kind: analyse(*audio.load(folder / results[index]["audio"])) for kind, index in kinds.items()}
         for kind, sound in sounds.items():
             if sound is not None:
                 scores[kinds[kind]] |= _acoustics(sound, sounds.get("recording") if kind != "recording" else None)
@@ -181,8 +175,7 @@ def _add_acoustics(
 def _acoustics(sound: Sound, recording: Sound | None) -> dict[str, float | None]:
     found: dict[str, float | None] = dict.fromkeys(_ACOUSTICS)
     pitch = pitch_of(sound)
-    if pitch is not None:
-        found |= {"f0_mean": pitch.mean, "f0_std": pitch.spread, "voiced": pitch.voiced}
+    found |= {"f0_mean": pitch.mean, "f0_std": pitch.spread, "voiced": pitch.voiced}
     if recording is not None:
         beside = compare(sound, recording)
         found |= {"mcd": beside.mcd, "duration_ratio": beside.duration_ratio}
