@@ -131,7 +131,7 @@ class Params(Section):
         if self.model.attention == "sageattention":
             raise ValueError("model.attention sageattention has no gradients: train with another backend")
         self._levels_fit()
-        if self.train.compile and self.model.backbone not in COMPILED:
+        if self.train.compile is True and self.model.backbone not in COMPILED:
             raise ValueError(
                 f"train.compile: the blocks of {self.model.backbone} have not been shown to train alike when compiled: "
                 f"take {', '.join(COMPILED)} or leave it off"

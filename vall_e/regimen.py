@@ -169,7 +169,9 @@ class TrainConfig(Changing):
     grad_clip: PositiveFloat = 1.0
     accumulate: PositiveInt = 1
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
-    compile: bool = Field(False, description="compile the blocks of the backbone (torch.compile)")
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="the blocks of the backbone by torch.compile; auto: where it pays and a compiler is there"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = Field(1, description="processes on a machine: a GPU each, or CPU processes")
     nodes: PositiveInt = Field(1, description="machines, under torchrun where there are several")

@@ -4,7 +4,8 @@
     python -m benchmarks.train --project DIR                 # what the stages left there: a few minutes
     python -m benchmarks.train --project DIR --rounds 3
 
-Model and training are those of conf/digits.yaml. What a figure is stands at its key; ``details`` holds what else was
+Model and training are those of conf/digits.yaml, blocks compiled where a whole training of it would compile them; what
+compiling takes does not count. What a figure is stands at its key; ``details`` holds what else was
 measured. Rounds of the comparison are interleaved, and both loops learn from the same samples in each.
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.train.flops import peak, useful
-from benchmarks.train.rounds import build, run
+from benchmarks.train.rounds import build, compiles, run
 from vall_e.config import Params, merge, parse_params, read_yaml
 from vall_e.data.batches import POOL
 from vall_e.memory import peak_mb
@@ -60,6 +61,7 @@ def alone(params: Params, root: Path, work: Path, rounds: int) -> dict[str, Any]
         "mfu": round(statistics.median(shares), 4),  # share of the peak that useful operations reach
         "details": {
             "peak_gflops": round(able / 1e9, 1),
+            "compiled": compiles(params, model),
             "parameters": sum(p.numel() for p in model.parameters()),
             "rows_a_batch": round(statistics.mean(len(b.lengths) for made in batches for b in made), 1),
             "padding_share": round(1 - sum(real) / sum(b.symbol.numel() for made in batches for b in made), 4),

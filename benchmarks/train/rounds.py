@@ -23,6 +23,7 @@ from vall_e.data.batches import POOL
 from vall_e.models.vall_e import VallE
 from vall_e.text.tokenizer import Tokenizer
 from vall_e.training.average import Average
+from vall_e.training.compiling import compile_blocks, verdict
 from vall_e.training.feed import Data
 from vall_e.training.module import VallEModule
 from vall_e.training.run import load_data
@@ -71,11 +72,19 @@ class Rounds(Callback):
         self._began, self._waited = time.perf_counter(), self.data.waited
 
 
+def compiles(params: Params, model: VallE) -> bool:
+    """Whether the whole training would compile the blocks."""
+    return verdict(params.train, params.model, sum(p.numel() for p in model.parameters())).compiles
+
+
 def run(params: Params, model: VallE, data: Data, rounds: int, turn: Turn | None = None) -> Rounds:
     """So many rounds of training as the train stage trains, without checkpoints and validation."""
     config = params.train.model_copy(update={"max_steps": rounds * POOL, "checkpoint_every": rounds * POOL})
     data = Data(data.train_batches, None, data.layout, config)
     told = Rounds(data, turn)
+    module = VallEModule(model, config)
+    if compiles(params, model):
+        compile_blocks(model.backbone)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(val_dataloader|validation|_Stretch|sequence of length).*")
@@ -85,5 +94,5 @@ def run(params: Params, model: VallE, data: Data, rounds: int, turn: Turn | None
             callbacks=[Average(config.ema_decay), told], logger=False, enable_progress_bar=False,
             enable_model_summary=False, enable_checkpointing=False,
         )  # fmt: skip
-        trainer.fit(VallEModule(model, config), data)
+        trainer.fit(module, data)
     return told

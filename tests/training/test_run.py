@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,20 +151,34 @@ def test_the_family_is_trained_by_one_stage_and_spoken_with_by_one_voice(
         assert all(torch.equal(tensor, kept[name]) for name, tensor in before.items())
 
 
-def _start(root: Path) -> subprocess.Popen:
+def _start(root: Path, **changes: object) -> subprocess.Popen:
     code = (
         "from pathlib import Path; from tests.training.test_run import params, run; "
-        f"run(Path({str(root)!r}), params(24))"
+        f"run(Path({str(root)!r}), params(24, **{changes!r}))"
     )
     return subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param(
+            {"compile": True},
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
+            ],
+        ),
+    ],
+    ids=["plain", "compiled"],
+)
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path, changes: dict) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for root in (one, two):
         make_project(root)
-    assert _start(one).wait(timeout=300) == 0
-    process = _start(two)
+    assert _start(one, **changes).wait(timeout=300) == 0
+    process = _start(two, **changes)
     deadline = time.monotonic() + 200
     while not list(two.glob(".work/train-*/last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
@@ -174,7 +189,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> 
     checkpoint = next(two.glob(".work/train-*/last.ckpt"))
     reached = torch.load(checkpoint, weights_only=False, map_location="cpu")["global_step"]
     assert 0 < reached < 24
-    assert _start(two).wait(timeout=300) == 0
+    assert _start(two, **changes).wait(timeout=300) == 0
     a, b = (load_file(root / "models/voice/model.safetensors") for root in (one, two))
     assert all(torch.equal(a[name], b[name]) for name in a)
     curves = []

@@ -24,6 +24,7 @@ from vall_e.models.start import sources
 from vall_e.models.vall_e import VallE
 from vall_e.training.average import Average
 from vall_e.training.checkpoints import Checkpoints, Direct, find, step_back
+from vall_e.training.compiling import compile_blocks, verdict
 from vall_e.training.course import Course, CourseError, Diverged
 from vall_e.training.curves import Curves, Log
 from vall_e.training.distill import Teacher
@@ -50,12 +51,14 @@ class Fitted:
 
     Attributes:
         weights: the voice's state dict; of several processes only rank 0 is sure to have it.
+        compiled: the blocks of the backbone were.
     """
 
     curves: Curves
     work: WorkFolder
     course: Course
     weights: dict[str, Tensor]
+    compiled: bool
 
 
 def fit(
@@ -84,7 +87,10 @@ def fit(
     check_launch(config)
     work = _work_folder(params, root, work_root)
     course = Course.load(work.path / "course.json")
+    compiled = verdict(config, params.model, sum(p.numel() for p in model.parameters())).compiles
     module = (ShardedModule if config.strategy == "fsdp" else VallEModule)(model, config, teacher)
+    if compiled:
+        compile_blocks(model.backbone)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     stop = Stop()
     while True:
@@ -106,9 +112,9 @@ def fit(
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step} of {config.max_steps}: run again to go on")
     if config.shares_weights:
         whole = exact_state if config.strategy == "deepspeed" else whole_state
-        return Fitted(curves, work, course, whole(model))
+        return Fitted(curves, work, course, whole(model), compiled)
     average.take_over(module)
-    return Fitted(curves, work, course, model.state_dict())
+    return Fitted(curves, work, course, model.state_dict(), compiled)
 
 
 def _work_folder(params: Params, root: Path, work_root: Path) -> WorkFolder:

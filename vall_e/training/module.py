@@ -12,7 +12,6 @@ from vall_e.config import TrainConfig
 from vall_e.models.packing import Packed
 from vall_e.models.vall_e import VallE
 from vall_e.nn.layerskip import drop_layers, exit_weights
-from vall_e.training.compiling import compile_blocks
 from vall_e.training.distill import Teacher
 from vall_e.training.memory import Piece
 from vall_e.training.optimizers import build_optimizer, rate_factor
@@ -38,8 +37,6 @@ class VallEModule(pl.LightningModule):
         self._factors = [factors_of(phase.train, model) for phase in train.phases]
         if train.layerskip is not None:
             drop_layers(model.backbone.blocks, train.layerskip.max_dropout)
-        if train.compile:
-            compile_blocks(model.backbone)
 
     @property
     def factors(self) -> dict[str, float]:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from vall_e.config import Params
 from vall_e.corpus.schema import CODES, read_table, shard_files
 from vall_e.text.tokenizer import Tokenizer
+from vall_e.training.compiling import verdict
 from vall_e.training.plan import describe
 
 State = Literal["ok", "mind", "fails"]
@@ -60,7 +61,7 @@ class Lengths:
 
 
 def inspect(params: Params, root: Path, work_root: Path) -> list[Check]:
-    """The checks that cost seconds: every shard, phones, lengths, disk, and the plan's memory.
+    """The checks that cost seconds: every shard, phones, lengths, disk, the plan's memory, and the compiler.
 
     Args:
         root: the project's folder, with what the stages before training left.
@@ -85,7 +86,9 @@ def inspect(params: Params, root: Path, work_root: Path) -> list[Check]:
     if not len(lengths.frames):
         return [*checks, Check("lengths", "fails", "no training utterances: lower split.test_fraction")]
     checks += _check_lengths(params, lengths, facts["frame_rate"])
-    return [*checks, check_disk(params, plan, root, work_root), _memory(plan)]
+    checks += [check_disk(params, plan, root, work_root), _memory(plan)]
+    found = verdict(params.train, params.model, plan["parameters"])
+    return [*checks, Check("compile", "ok", f"{'compiled' if found.compiles else 'plain'} blocks: {found.why}")]
 
 
 def failed(checks: Sequence[Check]) -> list[Check]:

@@ -93,6 +93,7 @@ def train(
         "loader_wait_share": round(data.waited / max(recorder.seconds, 1e-9), 4),
         "rollbacks": len(fitted.course.rollbacks),
         "pieces": fitted.course.pieces,
+        "compiled": int(fitted.compiled),
         **last,
     }
 
