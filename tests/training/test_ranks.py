@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -158,6 +159,17 @@ def test_one_rank_that_diverges_takes_all_of_them_back(tmp_path: Path) -> None:
     _rolled_back(tmp_path, strategy="ddp")
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)["weights"] for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_ranks_whose_blocks_are_compiled_end_alike(two: Path, tmp_path: Path) -> None:
+    _two(tmp_path, SETTINGS | {"compile": True})
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)["weights"] for rank in range(2))
+    plain = load_file(two / "models/voice/model.safetensors")
+    for name in plain:
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], plain[name], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.slow
