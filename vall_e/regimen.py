@@ -321,12 +321,13 @@ class TrainConfig(Changing):
             )
         if self.ema_decay > 0:
             raise ValueError(
-                f"train.strategy {self.strategy} leaves no process all weights to average: set train.ema_decay 0 "
-                "(the last weights are saved), or take train.strategy ddp"
+                f"train.strategy {self.strategy} keeps no average of the weights: set train.ema_decay 0 (the last "
+                "weights are saved), or take train.strategy ddp"
             )
         if self.samples is not None:
             raise ValueError(
-                f"train.samples are made of all weights: with train.strategy {self.strategy} set it to null"
+                "train.samples are spoken by the average of the weights, and train.strategy "
+                f"{self.strategy} keeps none: set it to null"
             )
         if self.precision == "16-mixed":
             raise ValueError(f"train.strategy {self.strategy} has no scaler for 16-mixed: take bf16-mixed or 32-true")
