@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vall_e.codecs.rows import by_rows
 from vall_e.codecs.stream import Context, WaveStream
 from vall_e.codecs.weights import (
     Published,
@@ -77,7 +78,7 @@ class DacCodec:
     def encode(self, wav: Tensor) -> Tensor:
         """``wav`` float [B, 1, N] in -1..1 → codes int64 [B, L, T], T = ceil(N / hop)."""
         wav = F.pad(wav.to(self.device, torch.float32), (0, -wav.shape[-1] % self.hop))
-        return self.model.encode(wav)[1]
+        return by_rows(lambda part: self.model.encode(part)[1], wav, self.model.encoder_dim * wav.shape[-1])
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -85,8 +86,13 @@ class DacCodec:
 
         A transposed convolution with an odd stride gives one sample too few; the end is filled with silence.
         """
-        wav = self.model.decode(self.model.quantizer.from_codes(codes.to(self.device))[0])
-        return F.pad(wav, (0, codes.shape[-1] * self.hop - wav.shape[-1]))
+        samples = codes.shape[-1] * self.hop
+        width = self.model.decoder_dim / 2 ** len(self.model.decoder_rates)  # of the last layers, the widest in all
+        wav = by_rows(self._decode, codes.to(self.device), width * samples)
+        return F.pad(wav, (0, samples - wav.shape[-1]))
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        return self.model.decode(self.model.quantizer.from_codes(codes)[0])
 
     def stream(self, look_ahead: int | None = None) -> WaveStream:
         """A decoder for codes that come piece by piece; by default it waits for all that a frame's samples need."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vall_e.codecs.rows import by_rows
 from vall_e.codecs.seanet import lean, recur
 from vall_e.codecs.stream import Context, WaveStream
 from vall_e.codecs.vocos import VocosDecoder
@@ -85,15 +86,21 @@ class EncodecCodec:
     def encode(self, wav: Tensor) -> Tensor:
         """``wav`` float [B, 1, N] in -1..1 → codes int64 [B, L, T], T = ceil(N / 320)."""
         wav = F.pad(wav.to(self.device, torch.float32), (0, -wav.shape[-1] % self.hop))
-        return self.model.quantizer.vq.encode(self.model.encoder(wav), n_q=self.levels).transpose(0, 1)
+        return by_rows(self._encode, wav, self.architecture["n_filters"] * wav.shape[-1])
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """``codes`` int64 [B, l, T] with 1 <= l <= L → wav float [B, 1, T * 320]."""
         if self.vocos is not None:
             return self.vocos(codes)
-        latent = self.model.quantizer.vq.decode(codes.to(self.device).transpose(0, 1))
-        return self.model.decoder(latent)[..., : codes.shape[-1] * self.hop]
+        samples = codes.shape[-1] * self.hop
+        return by_rows(self._decode, codes.to(self.device), self.architecture["n_filters"] * samples)[..., :samples]
+
+    def _encode(self, wav: Tensor) -> Tensor:
+        return self.model.quantizer.vq.encode(self.model.encoder(wav), n_q=self.levels).transpose(0, 1)
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        return self.model.decoder(self.model.quantizer.vq.decode(codes.transpose(0, 1)))
 
     def stream(self, look_ahead: int | None = None) -> WaveStream:
         """A decoder for codes that come piece by piece, exact and without looking ahead: the network is causal.

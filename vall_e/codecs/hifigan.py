@@ -106,7 +106,11 @@ class Fusion(nn.Module):
 
 
 class HiFiGANEncoder(nn.Module):
-    """Samples to latents: fusion and a strided convolution for each rate. Arguments as in NeMo's class."""
+    """Samples to latents: fusion and a strided convolution for each rate. Arguments as in NeMo's class.
+
+    Attributes:
+        width: channels of the layers at the full rate, the largest.
+    """
 
     def __init__(
         self,
@@ -123,6 +127,7 @@ class HiFiGANEncoder(nn.Module):
         super().__init__()
         widths = [base_channels * 2**i for i in range(len(down_sample_rates) + 1)]
         kernels, dilations = resblock_kernel_sizes, resblock_dilation_sizes
+        self.width = base_channels
         self.pre_conv = convolution(1, base_channels, in_kernel_size, pad_mode)
         self.activations = nn.ModuleList(_activation(activation, width) for width in widths[:-1])
         self.res_layers = nn.ModuleList(Fusion(w, kernels, dilations, activation, pad_mode) for w in widths[:-1])
@@ -146,6 +151,7 @@ class HiFiGANDecoder(nn.Module):
 
     Attributes:
         reach: frames on either side of a frame that its samples are made from.
+        width: channels of the layers at the full rate, the largest.
     """
 
     def __init__(
@@ -167,6 +173,7 @@ class HiFiGANDecoder(nn.Module):
             raise ValueError(f"output_activation {output_activation!r} is not known; known are tanh, clamp")
         widths = [base_channels // 2**i for i in range(len(up_sample_rates) + 1)]
         kernels, dilations = resblock_kernel_sizes, resblock_dilation_sizes
+        self.width = widths[-1]
         self.pre_conv = convolution(input_dim, base_channels, in_kernel_size, pad_mode)
         self.activations = nn.ModuleList(_activation(activation, width) for width in widths[:-1])
         self.up_sample_conv_layers = nn.ModuleList(
@@ -234,11 +241,15 @@ class MultiBandMelEncoder(nn.Module):
         mel_processor: ``mel_dim``, ``win_length``, ``hop_length``, ``log_guard`` of the spectrogram; its filters and
             its window are in the checkpoint.
         encoder: arguments of ``ResNetEncoder``.
+
+    Attributes:
+        width: values that a sample has in the windows that overlap.
     """
 
     def __init__(self, mel_bands: Sequence[Sequence[int]], mel_processor: dict[str, object], **encoder: object) -> None:
         super().__init__()
         self.window, self.hop = int(mel_processor["win_length"]), int(mel_processor["hop_length"])
+        self.width = self.window / self.hop
         self.guard = float(mel_processor.get("log_guard", 1.0))
         bins = self.window // 2 + 1
         self.bands = [(int(first), int(end)) for first, end in mel_bands]

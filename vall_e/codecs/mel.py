@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vall_e.codecs.quantize import ResidualVQ
+from vall_e.codecs.rows import by_rows
 from vall_e.codecs.stream import Context, WaveStream
 from vall_e.preparation import MelCodecConfig
 
@@ -130,7 +131,12 @@ class MelCodec(nn.Module):
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """``codes`` int64 [B, l, T] with 1 <= l <= L → wav float [B, 1, T * hop]."""
-        predicted = self.synthesise(self.quantizer.decode(codes.to(self.device)))
+        spectra = codes.shape[-1] * self.config.subframes
+        held = 5 * self.n_fft * spectra  # Griffin-Lim: three spectra, pieces of the wave and their window
+        return by_rows(self._decode, codes.to(self.device), held)
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        predicted = self.synthesise(self.quantizer.decode(codes))
         magnitude = self.to_magnitude(predicted)
         return self.griffin_lim((magnitude.square() - FLOOR**2).clamp(min=0).sqrt())
 

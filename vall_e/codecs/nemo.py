@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from vall_e.codecs.fsq import GroupedScalars
 from vall_e.codecs.hifigan import HiFiGANDecoder, HiFiGANEncoder, MultiBandMelEncoder, plain_names
+from vall_e.codecs.rows import by_rows
 from vall_e.codecs.stream import Context, WaveStream
 from vall_e.codecs.weights import fill, from_hub, is_hub_id, plain_tensors, read_saved, write_codec
 from vall_e.preparation import CodecConfig
@@ -86,7 +87,8 @@ class NemoCodec:
         frames = -(-wav.shape[-1] // self.hop)
         whole = max(frames, self.least) * self.hop
         wav = F.pad(wav.to(self.device, torch.float32), (0, whole - wav.shape[-1]))
-        return self.model.quantizer.encode(self.model.encoder(wav))[..., :frames]
+        latent = by_rows(self.model.encoder, wav, self.model.encoder.width * whole)
+        return self.model.quantizer.encode(latent)[..., :frames]
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -97,7 +99,8 @@ class NemoCodec:
         frames = codes.shape[-1]
         latent = self.model.quantizer.decode(codes.to(self.device))
         latent = F.pad(latent, (0, max(0, self.least - frames)), mode="replicate")
-        return self.model.decoder(latent)[..., : frames * self.hop]
+        wav = by_rows(self.model.decoder, latent, self.model.decoder.width * latent.shape[-1] * self.hop)
+        return wav[..., : frames * self.hop]
 
     def stream(self, look_ahead: int | None = None) -> WaveStream:
         """A decoder for codes that come piece by piece; by default it waits for all that a frame's samples need."""
