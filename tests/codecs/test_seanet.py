@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
+from vall_e.codecs import seanet
+from vall_e.codecs.rows import CACHED
 from vall_e.codecs.seanet import lean, recur
 
 SIZES = [
@@ -39,6 +43,31 @@ def test_the_same_waves_and_latents_whatever_the_length(sizes: dict, frames: int
         for layout in (x, x.transpose(1, 2).contiguous().transpose(1, 2)):
             assert (ours(layout) - expected).abs().max() < 1e-6 * expected.abs().max()
             assert torch.equal(layout, kept)
+
+
+def test_memory_is_kept_for_the_next_layer_of_the_same_thread_alone() -> None:
+    """Also where it was first asked for in inference mode, and where threads run the same network at once."""
+    theirs, ours = pair("SEANetEncoder", SIZES[0])
+    waves = [torch.randn(2, 1, 3200 * (1 + index)) for index in range(4)]
+    with torch.no_grad():
+        expected = [theirs(wave) for wave in waves]
+
+    def run(index: int) -> float:
+        with torch.inference_mode():
+            ours(waves[index])
+        with torch.no_grad():
+            return max(float((ours(waves[index]) - expected[index]).abs().max()) for _ in range(5))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert max(threads.map(run, range(4))) < 1e-5
+    seanet._KEPT.__dict__.clear()
+    with torch.no_grad():
+        ours(waves[0])
+        first = seanet._KEPT.room
+        ours(waves[0])
+        assert seanet._KEPT.room is first
+        seanet._room(torch.empty(1), 3 * CACHED)
+        assert seanet._KEPT.room is first  # what is large is given back
 
 
 def test_no_clip_is_copied_for_a_reflection() -> None:
