@@ -113,7 +113,7 @@ class _Convolution(nn.Module):
         if left == 0:
             return self._convolve(F.elu_(x) if self.activated else x)
         rows, channels, length = *x.shape[:2], left + max(steps, left + 1)
-        if self.beside:
+        if self.beside and x.is_cpu:
             padded = _room(x, rows, length, channels).transpose(1, 2)
         else:
             padded = _room(x, rows, channels, length)
