@@ -12,6 +12,7 @@ from tests.tiny import model_config
 from vall_e.backbones.base import build_backbone
 from vall_e.backbones.llama import Llama
 from vall_e.family import ModelConfig
+from vall_e.nn.attention import attend_apart
 from vall_e.nn.masks import Mask
 from vall_e.nn.unpadded import Unpadded
 
@@ -81,6 +82,27 @@ def test_fused_layers_are_prefilled_without_padding(backbone: str) -> None:
     fused.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2].numel()))
     check_prefill(fused)
     assert seen == [3 * 7, 6 + 2 + 4, 3]  # whole, prompt, step
+
+
+def test_uneven_rows_are_attended_to_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as each goes: a long row beside short ones costs them nothing."""
+    torch.manual_seed(0)
+    fused = build_backbone(model_config()).eval()
+    fused.fuse()
+    cache = fused.new_cache(2, 8, torch.float32, torch.device("cpu"))
+    cache.begin(7, torch.tensor([7, 1]))
+    cache.end()
+    cache.begin(1)
+    assert cache.apart is None  # too little to be worth a call for each
+    monkeypatch.setattr("vall_e.nn.cache.UNEVEN", 0)
+    cache.begin(1)
+    assert cache.apart == [8, 2]
+    seen: list[list[int]] = []
+    monkeypatch.setattr(
+        "vall_e.backbones.fused.attend_apart", lambda q, k, v, spans: seen.append(spans) or attend_apart(q, k, v, spans)
+    )
+    check_cache(fused, ((7, 1, 4), (1, 1, 1), (3, 3, 3)))
+    assert seen == fused.config.layers * [[5, 8, 2]]
 
 
 def test_rows_without_padding_and_back() -> None:

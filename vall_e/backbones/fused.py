@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vall_e.backbones.llama import Block
-from vall_e.nn.attention import Attention, Watch, attend_grouped
+from vall_e.nn.attention import Attention, Watch, attend_apart, attend_grouped
 from vall_e.nn.cache import KVCache
 from vall_e.nn.feedforward import SwiGLU
 from vall_e.nn.norm import RMSNorm
@@ -140,7 +140,8 @@ class FusedBlock(nn.Module):
             k, v = cache.write(layer, k, v)
         if self.watch is not None:
             self.watch.see(q, k, mask)
-        out = attend_grouped(q, k, v, mask, backend)
+        spans = None if cache is None else cache.apart
+        out = attend_grouped(q, k, v, mask, backend) if spans is None else attend_apart(q, k, v, spans)
         out = out if length == 1 else out.transpose(1, 2)
         x = o(out.reshape(-1, heads * dim) if unpadded is None else unpadded.collect(out), x)
         y = feedforward_norm(x)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 WIPED = 64  # positions beyond what is in use that are made finite at once
 GROWTH = 1.5  # a full buffer is replaced by one that is larger by this, so that growing costs little on average
+UNEVEN = 2**16  # numbers of keys that a row must spare a CPU, on average, before a call for each row is quicker
 
 
 class Cache:
@@ -140,6 +141,10 @@ class KVCache(Cache):
     rows join or lengths do not fit. Memory that is not in use yet is not touched: on a CPU, room that is reserved costs
     nothing until it is needed.
 
+    Attributes:
+        apart: in a forward of one new position, slots that each row has in use, where rows are so uneven that attending
+            to each alone is quicker than to all up to the longest one; None elsewhere.
+
     Args:
         layers, rows, heads, size, dim: layers, B, G, S, d.
         dtype, device: of the buffers.
@@ -161,6 +166,7 @@ class KVCache(Cache):
     ) -> None:
         super().__init__(rows, device)
         self.size, self.used, self.static = size, 0, static
+        self.apart: list[int] | None = None
         self.tensors = _buffers(layers, (rows, heads, size, dim), dtype, device, torch.empty)
         self._wiped = 0  # slots of all rows that hold numbers: what a mask hides must not be NaN
         self._slots: Tensor | None = None
@@ -176,6 +182,13 @@ class KVCache(Cache):
         self._wipe(self.used)
         even = not self.static and all(known == start for known in self.known)
         self._slots = None if even else self._flat(length)
+        self.apart = None if even or length > 1 or self.static else self._apart()
+
+    def _apart(self) -> list[int] | None:
+        spans = [known + 1 for known in self.known]
+        _, heads, _, dim = self.tensors["keys"][0].shape
+        spared = (len(spans) * self.used - sum(spans)) * heads * dim
+        return spans if self.lengths.device.type == "cpu" and spared > UNEVEN * len(spans) else None
 
     def _wipe(self, used: int) -> None:
         """Let the first ``used`` slots of all rows hold numbers."""
