@@ -127,3 +127,17 @@ def test_what_cannot_be_searched_is_refused() -> None:
         beam_search(model, prompts, searching(2), [3] * 3)
     with pytest.raises(ValueError, match="one vocabulary"):
         beam_search(model, [of_task("tts"), of_task("stt")], searching(2), [3, 3])
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_none_stops_before_it_may(width: int) -> None:
+    model, prompts = eager(sharper=2.0), make_prompts()
+    with torch.no_grad():
+        model.heads.first.weight[CODES] *= 3
+    free = beam_search(model, prompts, searching(width), [9] * 3)
+    assert any(found.codes.shape[1] < 3 for (found,) in free)
+    for found, least in zip(
+        beam_search(model, prompts, searching(width), [9] * 3, None, [3, 0, 6]), (3, 0, 6), strict=True
+    ):
+        assert found[0].codes.shape[1] >= least and found[0].codes.max(initial=0) < CODES
+        assert np.isfinite(found[0].score)

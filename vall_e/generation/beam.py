@@ -32,6 +32,7 @@ def beam_search(
     sampling: SamplingConfig,
     longest: Sequence[int],
     progress: Callable[[int, int], None] | None = None,
+    shortest: Sequence[int] | None = None,
 ) -> list[list[Candidate]]:
     """The best output of each prompt by ``sampling.beam``.
 
@@ -43,6 +44,7 @@ def beam_search(
             to go on from.
         longest: per prompt, the frames or symbols after which a hypothesis is cut off (``finished`` is then False).
         progress: called with (frames so far, live hypotheses).
+        shortest: per prompt, the frames or symbols before which a hypothesis may not stop; None is 0.
 
     Returns:
         per prompt one candidate, whose ``score`` is the sum of log p of its codes of level 0, stop included, in nats,
@@ -59,7 +61,7 @@ def beam_search(
     if prompts[0].vocabulary == "codes" and model.layout.block > 1:
         raise ValueError(f"beam search goes frame by frame and model.causal_size is {model.layout.block}: draw instead")
     with torch.inference_mode():
-        return _Search(model, prompts, sampling, longest).run(progress)
+        return _Search(model, prompts, sampling, longest, shortest or [0] * len(prompts)).run(progress)
 
 
 @dataclass
@@ -74,6 +76,7 @@ class _Beam:
 
     width: int
     limit: int
+    shortest: int = 0
     ended: list[Candidate] = field(default_factory=list)
     greedy: int | None = 0
     open: bool = True
@@ -101,7 +104,12 @@ class _Search:
     """The state of one batch. Rows of one prompt are neighbours, and prompts are in order."""
 
     def __init__(
-        self, model: VallE, prompts: Sequence[Sample], sampling: SamplingConfig, longest: Sequence[int]
+        self,
+        model: VallE,
+        prompts: Sequence[Sample],
+        sampling: SamplingConfig,
+        longest: Sequence[int],
+        shortest: Sequence[int],
     ) -> None:
         self.model, self.sampling, self.vocabulary = model, sampling, prompts[0].vocabulary
         layout = model.layout
@@ -112,7 +120,8 @@ class _Search:
         size = packed.symbol.shape[1] + max(longest) + 1
         self.cache = model.backbone.new_cache(len(packed.symbol), size, model.dtype, model.device)
         self.last = model.prefill(packed, self.cache)[:, 0]  # [R, D], with guidance [2R, D]
-        self.beams = [_Beam(sampling.beam.width, limit, greedy=i) for i, limit in enumerate(longest)]
+        bounds = zip(longest, shortest, strict=True)
+        self.beams = [_Beam(sampling.beam.width, *bound, greedy=i) for i, bound in enumerate(bounds)]
         penalties = sampling.ar.model_copy(update=UNFILTERED)
         self.chain = Chain(penalties, len(prompts), layout.size(self.vocabulary), model.device, self.stop)
         self.owner = list(range(len(prompts)))  # of each row
@@ -132,6 +141,8 @@ class _Search:
     def _choose(self, length: int) -> list[_Next]:
         """What goes on, of all prompts; what ends at ``length`` symbols is written down."""
         log_p = self._log_p()
+        early = [row for row, owner in enumerate(self.owner) if length <= self.beams[owner].shortest]
+        log_p[early, self.stop] = -torch.inf
         totals = self.totals[:, None] + log_p
         likeliest = log_p.argmax(-1).tolist()
         going: list[_Next] = []
