@@ -144,6 +144,13 @@ def test_long_text_comes_from_a_file_or_the_standard_input_and_is_told_in_segmen
     assert "is not UTF-8 (byte 0)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [[], ["-o", "-", "--stream"]])
+def test_a_speed_of_zero_is_no_speed(voice, reference, tmp_path, capsys, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    assert synth("--model", voice, "--text", "one", "--ref-audio", reference, "--speed", 0, *more) == 1
+    assert "speed is a factor between 0.25 and 4, not 0" in capsys.readouterr().err
+
+
 def test_raw_samples_go_to_the_standard_output(voice, reference, tmp_path, capfdbinary, monkeypatch):
     monkeypatch.setattr(sys, "stdout", os.fdopen(os.dup(1), "w"))
     few = ("--model", voice, "--text", "one two", "--ref-audio", reference, "--seed", 3)
@@ -165,7 +172,7 @@ def test_jobs_may_be_long_and_say_how_long(voice, reference, tmp_path, capsys):
     )
     assert synth("--model", voice, "--batch", jobs, "--out-dir", tmp_path / "out") == 1
     a, b, c = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert len(a["segments"]) > 2 and b["frames"] <= 13 and "both say how long" in c["error"]
+    assert len(a["segments"]) > 2 and b["seconds"] == 0.2 and "both say how long" in c["error"]
 
 
 def test_the_newest_voice_is_taken_when_none_is_named(reference, tmp_path, capsys, monkeypatch):
@@ -190,6 +197,8 @@ def test_the_newest_voice_is_taken_when_none_is_named(reference, tmp_path, capsy
     (["--text", "a", "--ref-audio", "x", "-o", "-", "--json"], "--json and -o - both write"),
     (["--text", "a", "--ref-audio", "x", "--speed", "2", "--duration", "1"], "not allowed with"),
     (["--batch", "b", "--out-dir", "d", "--speed", "2"], "--speed belongs to --text"),
+    (["--text", "a", "--ref-audio", "x", "-o", "-", "--stream", "--beam", "2"], "leave out --beam or --stream"),
+    (["--text", "a", "--ref-audio", "x", "-o", "-", "--stream", "--duration", "2"], "leave out --stream or these"),
     (["--text", "a", "--ref-audio", "x", "--rank", "beauty"], "invalid choice"),
     (["--text", "a", "--ref-audio", "x", "--weights", "int3"], "invalid choice"),
     (["--text", "a", "--ref-audio", "x", "--out-dir", "d"], "--out-dir belongs to --batch"),

@@ -68,7 +68,12 @@ def add_synth(commands: Any) -> None:
     synth.add_argument("--language", metavar="NAME", help="espeak-ng language of the text (default: the voice's)")
     pace = synth.add_mutually_exclusive_group()
     pace.add_argument("--duration", type=float, metavar="SECONDS", help="how long the speech is to last")
-    pace.add_argument("--speed", type=float, metavar="FACTOR", help="how fast to speak, 0.25 to 4 (default: 1)")
+    pace.add_argument(
+        "--speed",
+        type=float,
+        metavar="FACTOR",
+        help="how fast to speak, 0.25 to 4; 0.5 to 2 left to right (default: 1)",
+    )
     synth.add_argument(
         "-o",
         "--output",
@@ -126,7 +131,9 @@ def _text(arguments: argparse.Namespace) -> str:
     if arguments.stream and arguments.output != STANDARD:
         raise UsageError("--stream pours sound out as it comes: give -o -")
     if arguments.stream and (arguments.duration is not None or arguments.continue_ref):
-        raise UsageError("--stream knows neither --duration nor --continue-ref")
+        raise UsageError("--stream knows neither --duration nor --continue-ref: leave out --stream or these")
+    if arguments.stream and arguments.beam is not None:
+        raise UsageError("--beam knows what it says only at its end: leave out --beam or --stream")
     if arguments.output == STANDARD and arguments.json:
         raise UsageError("--json and -o - both write to the standard output: name a file with -o")
     text = arguments.text if arguments.text is not None else _read(arguments.text_file)
@@ -195,7 +202,7 @@ def _speak_one(arguments: argparse.Namespace, voice: Voice, sampling: SamplingCo
         with _bar() as progress:
             audio = voice.speak(
                 text, arguments.ref_audio, prompt_text=arguments.ref_text, continue_prompt=arguments.continue_ref,
-                language=arguments.language, duration=arguments.duration, speed=arguments.speed or 1.0,
+                language=arguments.language, duration=arguments.duration, speed=_speed(arguments),
                 sampling=sampling, progress=progress,
             )  # fmt: skip
         if output != STANDARD:
@@ -222,10 +229,10 @@ def _stream(arguments: argparse.Namespace, voice: Voice, sampling: SamplingConfi
     from vall_e.audio import play_to
 
     print(f"vall-e: s16le at {voice.sample_rate} Hz, one channel", file=sys.stderr)
-    chunks = voice.stream(
-        text, arguments.ref_audio, language=arguments.language, speed=arguments.speed or 1.0, sampling=sampling
-    )
     try:
+        chunks = voice.stream(
+            text, arguments.ref_audio, language=arguments.language, speed=_speed(arguments), sampling=sampling
+        )
         play_to(sys.stdout.buffer, _told(chunks))
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError):
@@ -233,6 +240,10 @@ def _stream(arguments: argparse.Namespace, voice: Voice, sampling: SamplingConfi
         print(f"vall-e: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _speed(arguments: argparse.Namespace) -> float:
+    return 1.0 if arguments.speed is None else arguments.speed
 
 
 def _told(chunks: Iterator[AudioChunk]) -> Iterator[np.ndarray]:

@@ -24,8 +24,9 @@ def _choose(candidates: list[Candidate], _: Sample) -> Candidate:
     return candidates[0]
 
 
-def _lengths(kind: str, frames: list[int | None] | None, rates: list[float] | None) -> list[int]:
-    found = respond(build(kind), make_prompts(), SAMPLING, [0, 1, 2], [40] * 3, _choose, frames=frames, rates=rates)
+def _lengths(kind: str, frames: list[int | None], speeds: list[float] | None) -> list[int]:
+    frames = planned_frames(build(kind), make_prompts(), [40] * 3, frames, speeds)
+    found = respond(build(kind), make_prompts(), SAMPLING, [0, 1, 2], [40] * 3, _choose, frames=frames)
     return [codes.shape[1] for _, codes in found]
 
 
@@ -34,8 +35,9 @@ def test_frames_follow_what_is_asked_and_the_factor(kind: str, monkeypatch: pyte
     monkeypatch.setattr(
         "vall_e.generation.duration.predict_frames", lambda model, prompts, longest: [12] * len(prompts)
     )
-    assert _lengths(kind, None, None) == [12, 12, 12]
-    assert _lengths(kind, None, [2.0, 1.0, 0.5]) == [6, 12, 24]
+    assert _lengths(kind, [None] * 3, None) == [12, 12, 12]
+    assert _lengths(kind, [None] * 3, [2.0, 1.0, 0.5]) == [6, 12, 24]
+    assert _lengths(kind, [None] * 3, [1.1, 1.01, 0.99]) == [11, 12, 12], "no jump around the voice's own pace"
     assert _lengths(kind, [5, None, 17], [2.0, 2.0, 2.0]) == [5, 6, 17]
     assert _lengths(kind, [90, None, None], [1.0, 1.0, 0.1]) == [40, 12, 40]
 
@@ -65,6 +67,8 @@ def test_a_factor_is_of_what_comes_behind_the_prefix(monkeypatch: pytest.MonkeyP
     prompt = replace(make_prompts()[1], response=np.zeros((LEVELS, 4), dtype=np.int64))
     assert planned_frames(build("nar-len"), [prompt], [40], [None], [2.0]) == [4]
     assert planned_frames(build("nar-len"), [prompt], [40], [7], [2.0]) == [7]
+    # 4 frames at twice the speed were 8 at the voice's own: of 12 that leaves 4, said in 2.
+    assert planned_frames(build("nar-len"), [prompt], [40], [None], [2.0], [2.0]) == [2]
 
 
 @pytest.mark.parametrize("kind", ["ar", "ar-depth", "v2-ar"])
@@ -76,8 +80,11 @@ def test_left_to_right_it_ends_within_the_bounds(kind: str, asked: int) -> None:
     for seed in range(3):
         found = decode(build(kind), make_prompts(), sampling, [seed] * 3, [most] * 3, shortest=[least] * 3)
         assert all(least <= c.codes.shape[1] <= most and c.codes.max() < CODES for row in found for c in row)
-        ((_, codes),) = respond(build(kind), make_prompts()[:1], sampling, [seed], [3], _choose, frames=[asked])
-        assert least <= codes.shape[1] <= most
+        for longest in (most, 3):
+            ((_, codes),) = respond(
+                build(kind), make_prompts()[:1], sampling, [seed], [longest], _choose, frames=[asked]
+            )
+            assert min(least, longest) <= codes.shape[1] <= longest
 
 
 @pytest.mark.parametrize("kind", ["ar+nar", "nar-len", "v2-nar"])

@@ -14,16 +14,26 @@ import torch
 
 from tests.codecs import small
 from tests.tiny import model_config
-from vall_e.decoding import LevelParams, SamplingConfig, SamplingParams
-from vall_e.generation import streaming
+from vall_e.decoding import (
+    BeamConfig,
+    LevelParams,
+    LongTextConfig,
+    SamplingConfig,
+    SamplingParams,
+    SpeculationConfig,
+)
+from vall_e.generation import segments, streaming
 from vall_e.generation.ar import decode
 from vall_e.generation.nar import fill_levels
+from vall_e.generation.quality import Fault
+from vall_e.generation.speech import SpeechError
 from vall_e.generation.streaming import Pace, draw, stream
 from vall_e.generation.synthesize import Request, Voice
 from vall_e.models.checkpoint import VoiceConfig
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 from vall_e.preparation import CodecConfig, EncodeConfig
+from vall_e.text.phonemes import phonemize
 from vall_e.text.tokenizer import Tokenizer
 
 CODECS = {"mel": small.mel, "encodec": small.encodec, "dac": small.dac, "fsq": small.Fsq}
@@ -154,12 +164,12 @@ def test_the_shortest_speech_and_none_at_all() -> None:
     assert [len(w) for w in waves] == [0] and codes.shape[1] == 0 and candidate.finished
 
 
-def voice_of(kind: str, codec) -> Voice:
-    tokenizer = Tokenizer(["a", "b", "c", "d", "e", " "])
+def voice_of(kind: str, codec, tokenizer: Tokenizer | None = None, **settings) -> Voice:
+    tokenizer = tokenizer or Tokenizer(["a", "b", "c", "d", "e", " "])
     config = VoiceConfig(
         model=model_config(kind), levels=codec.levels, codes=codec.codes, phones=len(tokenizer), codec=CodecConfig(),
         encode=EncodeConfig(), sampling=CAREFUL, language="en-us", with_stress=True, seconds_per_phone=0.1,
-        prompt_seconds=1.0, residual=codec.residual,
+        prompt_seconds=1.0, residual=codec.residual, **settings,
     )  # fmt: skip
     return Voice(endless(kind, codec), config, tokenizer, codec)
 
@@ -184,6 +194,108 @@ def test_requests_follow_one_another_as_they_are_asked_for() -> None:
     first = next(i for i, c in enumerate(chunks) if c.final)
     np.testing.assert_array_equal(np.concatenate([c.wav for c in chunks[first + 1 :]]), alone)
     np.testing.assert_allclose(alone, voice.speak_batch([Request(phones=("d", "e"), seed=1)])[0].wav, atol=1e-6)
+
+
+TEXT = "one two three, two one. three two three one two!"
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch):
+    """Voices that never stop and know the sounds of TEXT; every check finds what it is told to, segment by segment."""
+    wrong: list[list[Fault]] = []
+
+    def faults(*_) -> list[Fault]:
+        return wrong.pop(0) if wrong else []
+
+    def along(model, rows) -> list[np.ndarray]:
+        return [np.sort(np.arange(r.response.shape[1]) * len(r.text) // r.response.shape[1]) for r in rows]
+
+    monkeypatch.setattr(segments, "faults_of_length", lambda *_: [])
+    monkeypatch.setattr(segments, "faults_of_reading", faults)
+    monkeypatch.setattr(segments, "read_along", along)
+    sounds = Tokenizer.fit(phonemize(["one two three"], "en-us"))
+
+    def make(kind: str = "ar-depth", **changes) -> Voice:
+        voice = voice_of(kind, small.Fsq(), sounds, response_phones=12)
+        endless = {"max_seconds": 0.5, "retries": 0, "candidates": 1} | changes
+        voice.config = voice.config.model_copy(update={"sampling": CAREFUL.model_copy(update=endless)})
+        return voice
+
+    make.wrong = wrong
+    return make
+
+
+@pytest.mark.parametrize("kind, speed, context, pause", [
+    ("ar-depth", 1.0, "none", 0.1), ("ar-depth", 0.8, "rolling", 0.0), ("v2-ar", 1.3, "rolling", 0.1),
+    ("ar+nar", 1.0, "none", 0.0),
+])  # fmt: skip
+def test_a_text_of_several_segments_is_streamed_as_it_is_spoken(
+    reader, kind: str, speed: float, context: str, pause: float
+) -> None:
+    long_text = LongTextConfig(context=context, context_seconds=0.6, clause_pause=pause, sentence_pause=2 * pause)
+    voice, request = reader(kind, long_text=long_text), Request(TEXT, seed=3, speed=speed)
+    audio = voice.speak_batch([request])[0]
+    chunks = list(stream(voice, request, pace=Pace(0.1, 0.25)))
+    codes, wav = np.concatenate([c.codes for c in chunks], axis=1), np.concatenate([c.wav for c in chunks])
+    assert len(audio.segments) > 2 and len(chunks) > len(audio.segments)
+    assert [c.final for c in chunks] == [False] * (len(chunks) - 1) + [True]
+    shown = voice.model.layout.shown
+    np.testing.assert_array_equal(codes[:shown], audio.codes[:shown])
+    if kind != "ar+nar":  # whose levels above were drawn without the frames behind
+        assert len(wav) == len(audio.wav)
+        np.testing.assert_allclose(wav, audio.wav, atol=1e-5)
+
+
+def test_rolling_context_reaches_a_stream(reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefixes, real = [], streaming.draw
+    monkeypatch.setattr(
+        streaming, "draw", lambda m, c, sample, *a: prefixes.append(sample.response.shape[1]) or real(m, c, sample, *a)
+    )
+    for context in ("none", "rolling"):
+        prefixes.clear()
+        list(stream(reader(long_text=LongTextConfig(context=context, context_seconds=0.6)), Request(TEXT)))
+        assert len(prefixes) > 2 and prefixes[0] == 0 and any(prefixes) == (context == "rolling")
+
+
+def test_what_went_wrong_in_a_segment_is_told_at_its_end(reader) -> None:
+    voice, left_out = reader(), [Fault("missing", "left out: /w ʌ n/")]
+    reader.wrong[:] = [[], left_out]
+    chunks = list(stream(voice, Request(TEXT)))
+    told = [(i, w) for i, c in enumerate(chunks) for w in c.warnings]
+    reader.wrong[:] = [[], left_out]
+    assert [w for _, w in told] == voice.speak_batch([Request(TEXT)])[0].warnings
+    assert len(told) == 1 and told[0][1].startswith("segment 2 (") and 0 < told[0][0] < len(chunks) - 1
+
+
+def test_a_stream_is_as_fast_as_it_is_asked(reader) -> None:
+    voice = reader()
+    usual, slow, fast = (
+        [c.wav for c in stream(voice, Request("one two", seed=1, speed=speed))] for speed in (1.0, 0.5, 2.0)
+    )
+    samples = sum(map(len, usual))
+    assert sum(map(len, slow)) == 2 * samples and sum(map(len, fast)) == samples / 2
+    assert len(slow) > 1, "it comes in pieces"
+
+
+def test_what_a_stream_cannot_do_is_refused(reader) -> None:
+    with pytest.raises(SpeechError, match="at a speed in place of a duration"):
+        next(stream(reader(), Request("one two", duration=2.0)))
+    with pytest.raises(SpeechError, match=r"stream without it \(sampling.beam null\)"):
+        next(stream(reader(guidance=0.0, beam=BeamConfig()), Request("one two")))
+    (chunk,) = stream(reader("v2-nar"), Request("one two", duration=0.4))
+    assert len(chunk.wav) == pytest.approx(0.4 * chunk.sample_rate, rel=0.02)
+
+
+def test_a_draft_drafts_for_a_stream_as_well(reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    voice, given = reader(), []
+    plain = np.concatenate([c.wav for c in stream(voice, Request("one two", seed=2))])
+    real = streaming.Engine
+    monkeypatch.setattr(streaming, "Engine", lambda *a, draft=None: given.append(draft) or real(*a, draft=draft))
+    voice.draft = endless("ar-depth", voice.codec)
+    quick = voice.config.sampling.model_copy(update={"speculation": SpeculationConfig(draft=3)})
+    drafted = np.concatenate([c.wav for c in stream(voice, Request("one two", seed=2), quick)])
+    assert given == [voice.draft]
+    np.testing.assert_allclose(drafted, plain, atol=1e-5)
 
 
 def test_a_kind_that_draws_all_frames_at_once_gives_a_request_in_one_piece() -> None:

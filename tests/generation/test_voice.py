@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import pytest
 
+from tests.generation.voices import recording
+from tests.generation.voices import voice as small_voice
 from tests.test_cli import make_voice
 from tests.test_jobs import tone
 from vall_e import Audio, Request, SamplingConfig, SpeechError, Voice
-from vall_e.generation import segments
+from vall_e.generation import planning, segments
 from vall_e.generation.ar import Candidate
 
 LONG = "one two three, two one. three three two one!\n\none two, three"
@@ -172,21 +174,97 @@ def test_a_segment_with_a_fault_is_drawn_anew_and_the_best_attempt_is_kept(voice
     np.testing.assert_array_equal(audio.codes[:, 20:40], noise(asked[0][1][1]))
 
 
-def test_a_duration_and_a_speed_bound_what_is_spoken(voice, prompt, monkeypatch):
+def test_left_to_right_a_duration_and_a_speed_stretch_what_was_spoken(voice, prompt, monkeypatch):
     asked = fixed(monkeypatch, noise)
+    monkeypatch.setattr(segments, "faults_of_reading", lambda *_: [])
     plain = settings(voice, max_seconds=9.0)
-    for how, seconds in (({}, None), ({"duration": 0.8}, 0.8), ({"speed": 2.0}, 0.5), ({"speed": 0.5}, 2.0)):
-        voice.speak_batch([Request("one two three", prompt, **how)], plain)
-        assert asked[-1][3] == [None if seconds is None else round(seconds * 50)]
+    usual = voice.speak_batch([Request("one two three", prompt)], plain)[0]
+    for how, seconds in (({"duration": 0.6}, 0.6), ({"speed": 2.0}, 0.2), ({"speed": 0.5}, 0.8)):
+        audio = voice.speak_batch([Request("one two three", prompt, **how)], plain)[0]
+        assert asked[-1][2:] == asked[0][2:] and asked[-1][3] == [None], "it is drawn at the voice's own pace"
+        np.testing.assert_array_equal(audio.codes, usual.codes)
+        assert len(audio.wav) == round(seconds * 16_000) and audio.warnings == []
+        assert audio.segments[-1].end == seconds
     audio = voice.speak("one two three", (prompt, 16_000), duration=1.0, sampling=plain)
-    assert any("0.40 s, where 1.00 s were asked for" in w for w in audio.warnings)
+    assert any("0.80 s, where 1.00 s were asked for" in w for w in audio.warnings)
+    long = voice.speak(LONG, (prompt, 16_000), duration=4.0, sampling=plain)
+    assert len(long.segments) > 3 and long.seconds == pytest.approx(4.0, rel=0.03) and long.warnings == []
+    with pytest.raises(SpeechError, match=r"left to right.*between 0.5 and 2, not 4"):
+        voice.speak("one", (prompt, 16_000), speed=4.0)
+
+
+@pytest.mark.parametrize("kind", ["ar-depth", "nar-len"])
+def test_a_duration_or_speed_that_cannot_be_is_refused(kind):
+    voice = small_voice(kind)
+    for duration in (3600.0, 1e9, 1e308, 0.01):
+        with pytest.raises(SpeechError, match=r"a duration of .* cannot be: .* give 0\.\d+ to 3\.\d+ s"):
+            voice.speak_batch([Request("one two three", duration=duration)])
     with pytest.raises(SpeechError, match="both say"):
         Request("a", duration=1.0, speed=2.0)
-    for wrong in ({"duration": 0.0}, {"duration": float("nan")}, {"speed": 9.0}):
+    for wrong in ({"duration": 0.0}, {"duration": float("nan")}, {"speed": 9.0}, {"speed": 0.0}):
         with pytest.raises(SpeechError, match="not"):
             Request("a", **wrong)
     with pytest.raises(SpeechError, match="pauses alone"):
-        voice.speak(LONG, (prompt, 16_000), duration=0.3)
+        voice.speak_batch([Request("one, " * 40, duration=0.3)])
+
+
+def test_demasking_draws_as_fast_as_it_is_asked_and_slow_segments_hold_less(monkeypatch):
+    voice, text = small_voice("nar-len"), "one two three two one " * 6
+    monkeypatch.setattr("vall_e.generation.duration.predict_frames", lambda model, prompts, most: [12] * len(prompts))
+    plain = settings(voice, candidates=1)
+    for how, frames in (
+        ({}, 12),
+        ({"speed": 1.01}, 12),
+        ({"speed": 0.9}, 13),
+        ({"speed": 2.0}, 6),
+        ({"duration": 1}, 50),
+    ):
+        audio = voice.speak_batch([Request("one two three", **how)], plain)[0]
+        assert audio.frames == frames and len(audio.wav) == frames * voice.codec.hop
+    trained = voice.config.longest_text * voice.config.seconds_per_phone
+    usual, _ = planning.plan(voice, 0, Request(text), plain)
+    usual = sum(piece.seconds for piece in usual)
+    for how, times in (({"speed": 0.25}, 4), ({"speed": 0.5}, 2), ({"duration": 3 * usual}, 3)):
+        pieces, _ = planning.plan(voice, 0, Request(text, **how), plain)
+        assert max(piece.seconds for piece in pieces) <= trained + 1e-6
+        assert sum(piece.seconds for piece in pieces) == pytest.approx(
+            times * usual, rel=0.25
+        )  # gaps between words count
+
+
+def test_a_reference_that_is_cut_is_told(voice):
+    short, long = recording(0.8), recording(3.0)
+    assert not any("reference" in w for w in voice.speak("one", (short, 16_000), sampling=settings(voice)).warnings)
+    audio = voice.speak("one", (long, 16_000), sampling=settings(voice))
+    assert any("s of reference the first 1.00 s count" in w for w in audio.warnings)
+
+
+def test_a_reference_to_go_on_from_is_cut_with_its_text(voice, monkeypatch):
+    long = recording(3.0)
+    request = Request("two", long, "one two three two one", continue_prompt=True)
+    phones = voice.phones([request.prompt_text], "en-us")[0]
+    of_two = len(voice.phones(["one two"], "en-us")[0])
+
+    def read(model, rows):
+        (row,) = rows
+        assert row.response.shape[1] == 50
+        np.testing.assert_array_equal(row.text, voice.ids(phones))
+        return [np.minimum(np.arange(50) // 4, of_two + 1)]  # "three" has begun where the recording is cut
+
+    monkeypatch.setitem(voice.model._modules, "alignment", None)
+    with pytest.raises(SpeechError, match=r"no alignment head.*shorter recording"):
+        voice.speak_batch([request])
+    monkeypatch.undo()
+    monkeypatch.setattr(planning, "read_along", read)
+    pieces, warnings = planning.plan(voice, 0, request, settings(voice))
+    assert pieces[0].before == (*phones[:of_two], " ")
+    assert pieces[0].prefix.shape[1] == pieces[0].prompt.shape[1] == 4 * of_two
+    assert "up to 'one two'" in warnings[-1]
+    monkeypatch.setattr(planning, "read_along", lambda model, rows: [np.zeros(50, dtype=np.int64)])
+    with pytest.raises(SpeechError, match="no word was found to end there"):
+        planning.plan(voice, 0, request, settings(voice))
+    whole = Request("two", long[:12_800], request.prompt_text, continue_prompt=True)
+    assert planning.plan(voice, 0, whole, settings(voice))[0][0].before == (*phones, " ")
 
 
 def test_a_recogniser_chooses_where_it_is_asked_to(voice, prompt):

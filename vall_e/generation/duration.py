@@ -42,20 +42,24 @@ def planned_frames(
     prompts: Sequence[Sample],
     longest: Sequence[int],
     asked: Sequence[int | None],
-    rates: Sequence[float],
+    speeds: Sequence[float] | None = None,
+    held_at: Sequence[float] | None = None,
 ) -> list[int]:
     """Frames that each response goes on for behind what its prompt holds of it already, between 1 and ``longest``, of a
     model that must know them before it speaks.
 
     Args:
         asked: frames that somebody wants; None takes the model's prediction.
-        rates: how much faster than predicted, a factor above 0; of no effect on what was asked.
+        speeds: how much faster than predicted, a factor above 0; of no effect on what was asked. None: as predicted.
+        held_at: the speed at which what the prompt holds was said; None: as predicted.
     """
-    held = [p.response.shape[1] for p in prompts]
+    speeds, held_at = speeds or [1.0] * len(prompts), held_at or [1.0] * len(prompts)
+    held = [p.response.shape[1] * speed for p, speed in zip(prompts, held_at, strict=True)]
     rows = [index for index, frames in enumerate(asked) if frames is None]
-    predicted = predict_frames(model, [prompts[i] for i in rows], [longest[i] + held[i] for i in rows]) if rows else []
+    most = [math.ceil(longest[i] * speeds[i] + held[i]) for i in rows]
+    predicted = predict_frames(model, [prompts[i] for i in rows], most) if rows else []
     found = dict(enumerate(asked)) | {
-        i: round((frames - held[i]) / rates[i]) for i, frames in zip(rows, predicted, strict=True)
+        i: round((frames - held[i]) / speeds[i]) for i, frames in zip(rows, predicted, strict=True)
     }
     return [max(1, min(most, found[i])) for i, most in enumerate(longest)]
 

@@ -101,6 +101,21 @@ class LoadedVoice:
 
         It is trimmed and brought to the loudness of the training data, and cut to the longest prompt of training.
         """
+        codes, warnings = self.whole_prompt(wav)
+        if codes.shape[1] > self.longest_prompt:
+            warnings.append(
+                f"of {codes.shape[1] / self.codec.frame_rate:.2f} s of reference the first "
+                f"{self.longest_prompt / self.codec.frame_rate:.2f} s count, as long as prompts were in training"
+            )
+        return codes[:, : self.longest_prompt], warnings
+
+    @property
+    def longest_prompt(self) -> int:
+        """Frames of the longest prompt of training."""
+        return max(1, round(self.config.prompt_seconds * self.codec.frame_rate))
+
+    def whole_prompt(self, wav: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """As ``prompt_codes``, however long."""
         wav = np.asarray(wav, dtype=np.float32).reshape(-1)
         if wav.size == 0 or not np.isfinite(wav).all() or float(np.abs(wav).max()) < 1e-4:
             raise SpeechError("the reference recording holds no sound: give one to three seconds of speech")
@@ -112,9 +127,6 @@ class LoadedVoice:
             )
         with torch.inference_mode():
             codes = self.codec.encode(torch.from_numpy(wav)[None, None].to(self.device))[0].cpu().numpy()
-        longest = max(1, round(self.config.prompt_seconds * self.codec.frame_rate))
-        if codes.shape[1] > longest:
-            codes = codes[:, :longest]
         return codes.astype(np.int64), warnings
 
     def phones(self, texts: Sequence[str], language: str) -> list[list[str]]:

@@ -39,7 +39,6 @@ def respond(
     choose: Choose,
     progress: Callable[[int, int], None] | None = None,
     frames: Sequence[int | None] | None = None,
-    rates: Sequence[float] | None = None,
     given: Sequence[np.ndarray | None] | None = None,
     draft: VallE | None = None,
 ) -> list[tuple[Candidate, np.ndarray]]:
@@ -53,8 +52,7 @@ def respond(
         choose: the best of several candidates.
         progress: called with (frames so far, rows still speaking) by the autoregressive pass.
         frames: how long each is to be, None where the model says. By demasking it is that long; left to right it ends
-            by itself within ``duration.stop_bounds``.
-        rates: by demasking, how much faster each is than the model says.
+            by itself within ``duration.stop_bounds``. Either way ``longest`` holds.
         given: by demasking, whole responses int64 [L, T] in place of prefix and ``frames``, n where a code is to be
             made; what is given stays. None for a row without.
         draft: left to right, a smaller model that drafts for ``sampling.speculation``.
@@ -75,8 +73,7 @@ def respond(
     asked = list(frames or [None] * len(prompts))
     known = [p.response for p in prompts]
     if begins_masked(model, sampling):
-        rates = rates or [1.0] * len(prompts)
-        known, whole = _outlines(model, prompts, longest, asked, rates, given or [None] * len(prompts))
+        known, whole = _outlines(model, prompts, longest, asked, given or [None] * len(prompts))
         first = [codes[: model.layout.shown] for codes in whole]
         lengths = [codes.shape[1] for codes in whole]
         found = demask(model, prompts, lengths, sampling.demask, seeds, first, sampling.candidates)
@@ -107,7 +104,6 @@ def _outlines(
     prompts: Sequence[Sample],
     longest: Sequence[int],
     asked: Sequence[int | None],
-    rates: Sequence[float],
     given: Sequence[np.ndarray | None],
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Prefixes int64 [L, P] that are no part of the result, and whole responses int64 [L, T] with n where they are to
@@ -116,7 +112,7 @@ def _outlines(
     prefixes, whole = [p.response for p in prompts], list(given)
     plan: list[int] = []
     if to_plan:
-        picked = [[values[i] for i in to_plan] for values in (prompts, longest, asked, rates)]
+        picked = [[values[i] for i in to_plan] for values in (prompts, longest, asked)]
         plan = planned_frames(model, *picked)
     for i, new in zip(to_plan, plan, strict=True):
         whole[i] = np.pad(prefixes[i], ((0, 0), (0, new)), constant_values=model.layout.codes)
@@ -135,9 +131,9 @@ def _left_to_right(
     draft: VallE | None,
 ) -> list[list[Candidate]]:
     bounds = [(0, most) if wanted is None else stop_bounds(wanted) for wanted, most in zip(asked, longest, strict=True)]
-    earliest, latest = ([bound[i] for bound in bounds] for i in range(2))
+    earliest, latest = ([min(bound[i], most) for bound, most in zip(bounds, longest, strict=True)] for i in range(2))
     if sampling.beam is not None:
-        candidates = beam_search(model, prompts, sampling, latest, progress)
+        candidates = beam_search(model, prompts, sampling, latest, progress, earliest)
     else:
         candidates = decode(model, prompts, sampling, seeds, latest, progress, earliest, draft)
     return [_aligned(model, c, p) for c, p in zip(candidates, prompts, strict=True)]

@@ -18,6 +18,7 @@ from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS
 from vall_e.generation.alignment import read_along
 from vall_e.generation.ar import Candidate
+from vall_e.generation.duration import planned_frames
 from vall_e.generation.nar import fill_levels
 from vall_e.generation.planning import Piece, reseed
 from vall_e.generation.quality import (
@@ -28,7 +29,7 @@ from vall_e.generation.quality import (
     faults_of_sound,
 )
 from vall_e.generation.ranking import Ranker, RankError
-from vall_e.generation.respond import respond
+from vall_e.generation.respond import begins_masked, respond
 from vall_e.models.packing import Sample
 
 if TYPE_CHECKING:
@@ -50,6 +51,12 @@ class Spoken:
     faults: tuple[Fault, ...]
     rank: tuple[float, ...]
     tail: tuple[tuple[str, ...], np.ndarray] | None
+
+
+def told(pieces: Sequence[Piece], number: int, spoken: Spoken) -> list[str]:
+    """What is wrong with piece ``number`` (from 1) of a request, for a listener."""
+    where = f"segment {number} ({pieces[number - 1].chunk.text!r}): " if len(pieces) > 1 else ""
+    return [where + fault.message for fault in spoken.faults]
 
 
 class Clock:
@@ -119,8 +126,7 @@ class Speaker:
         ranker = Ranker(voice.model, sampling.rank, samples, wrong, levels, judged)
         self.clock.first_frame, started = None, time.perf_counter()
         with self.clock.on("decode"):
-            frames = [max(1, round(piece.seconds * self.rate)) if piece.timed else None for piece in pieces]
-            tell = self._teller(max(limits))
+            frames, tell = self._frames(pieces, samples, limits), self._teller(max(limits))
             found = respond(voice.model, samples, sampling, seeds, limits, ranker, tell, frames, draft=voice.draft)
             paths = self._read(samples, [codes for _, codes in found])
         if self.clock.first_frame is not None:
@@ -130,16 +136,43 @@ class Speaker:
         for i, (piece, sample, (candidate, codes)) in enumerate(zip(pieces, samples, found, strict=True)):
             with self.clock.on("codec"):
                 wav = voice.to_wave(codes)
-            phones = (*piece.before, *piece.chunk.phones)
-            faults = [*self._length(candidate, piece), *faults_of_sound(wav, voice.sample_rate)]
-            faults += faults_of_codes(codes, self.rate)
-            tail = None
-            if paths is not None and codes.shape[1]:
-                own = paths[i][piece.prefix.shape[1] :] - len(piece.before)
-                faults += faults_of_reading(own, piece.chunk.phones)
-                tail = self._tail(np.concatenate((sample.response, codes), axis=1), paths[i], phones)
-            out.append(Spoken(codes, wav, candidate.score, tuple(faults), ranker.chosen[i], tail))
+            path = None if paths is None else paths[i]
+            out.append(self._checked(piece, sample, candidate, codes, wav, path, ranker.chosen[i]))
         return out
+
+    def check(self, piece: Piece, candidate: Candidate, codes: np.ndarray, wav: np.ndarray) -> Spoken:
+        """A piece that was drawn elsewhere: the codes int64 [L, T] of its ``candidate`` and their sound float32 [N]."""
+        sample = self.sample(piece)
+        paths = self._read([sample], [codes])
+        return self._checked(piece, sample, candidate, codes, wav, None if paths is None else paths[0], ())
+
+    def _checked(
+        self,
+        piece: Piece,
+        sample: Sample,
+        candidate: Candidate,
+        codes: np.ndarray,
+        wav: np.ndarray,
+        path: np.ndarray | None,
+        rank: tuple[float, ...],
+    ) -> Spoken:
+        """What is wrong with what was drawn; ``path`` int64 [P + T] says which phone each frame says."""
+        faults = [*self._length(candidate, piece), *faults_of_sound(wav, self.voice.sample_rate)]
+        faults += faults_of_codes(codes, self.rate)
+        tail = None
+        if path is not None and codes.shape[1]:
+            phones = (*piece.before, *piece.chunk.phones)
+            faults += faults_of_reading(path[piece.prefix.shape[1] :] - len(piece.before), piece.chunk.phones)
+            tail = self._tail(np.concatenate((sample.response, codes), axis=1), path, phones)
+        return Spoken(codes, wav, candidate.score, tuple(faults), rank, tail)
+
+    def _frames(self, pieces: Sequence[Piece], samples: Sequence[Sample], limits: Sequence[int]) -> list[int | None]:
+        """How long each piece is to be; None where it goes left to right and ends by itself."""
+        if not begins_masked(self.voice.model, self.sampling):
+            return [None] * len(pieces)
+        asked = [max(1, round(piece.seconds * self.rate)) if piece.timed else None for piece in pieces]
+        speeds, held_at = [piece.speed for piece in pieces], [piece.held_at for piece in pieces]
+        return list(planned_frames(self.voice.model, samples, limits, asked, speeds, held_at))
 
     def sample(self, piece: Piece) -> Sample:
         text = self.voice.ids((*piece.before, *piece.chunk.phones))

@@ -16,6 +16,7 @@ from vall_e.audio import load, resample, save_wav
 
 MIN_REFERENCE_SECONDS = 0.2
 MIN_REFERENCE_PEAK = 1e-3
+SLOWEST, FASTEST = 0.25, 4.0  # of a voice's own pace
 
 Reference = str | Path | tuple[np.ndarray, int]
 
@@ -38,7 +39,7 @@ class Request:
         phones: instead of text.
         continue_prompt: see ``prompt_text``.
         duration: seconds that the speech is to last, pauses between segments included; None lets the voice decide.
-        speed: how fast to speak, 1 for as fast as the training data on average; 2 halves the time.
+        speed: how fast to speak, 1 for the voice's own pace; 2 halves the time, but for the pauses between segments.
     """
 
     text: str = ""
@@ -54,8 +55,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.duration is not None and not 0 < self.duration < float("inf"):
             raise SpeechError(f"a duration is seconds above 0, not {self.duration}")
-        if not 0.25 <= self.speed <= 4:
-            raise SpeechError(f"speed is a factor between 0.25 and 4, not {self.speed}")
+        if not SLOWEST <= self.speed <= FASTEST:
+            raise SpeechError(f"speed is a factor between {SLOWEST:g} and {FASTEST:g}, not {self.speed:g}")
         if self.duration is not None and self.speed != 1:
             raise SpeechError("duration and speed both say how long the speech lasts: give one of them")
 
@@ -102,7 +103,8 @@ class Audio:
     Attributes:
         wav: float32 [N].
         sample_rate: Hz.
-        codes: int64 [L, T] of the segments one after the other, without the pauses between them.
+        codes: int64 [L, T] of the segments one after the other, without the pauses between them, as they were drawn:
+            where sound was stretched in time, before that.
         score: mean over segments of the kept candidates' scores; see ``Candidate``.
         warnings: what a listener should know, empty if all went well.
     """

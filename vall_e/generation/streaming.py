@@ -21,12 +21,13 @@ from vall_e.codecs.base import Codec
 from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS
 from vall_e.generation.engine import Candidate, Engine
+from vall_e.generation.joining import Joiner
 from vall_e.generation.nar import fill_levels
-from vall_e.generation.planning import pause_after, plan
-from vall_e.generation.quality import faults_of_length
+from vall_e.generation.planning import going_on, pause_after, plan
 from vall_e.generation.respond import begins_masked
-from vall_e.generation.segments import Clock, Speaker
-from vall_e.generation.speech import Request
+from vall_e.generation.segments import Clock, Speaker, Spoken, told
+from vall_e.generation.speech import Request, SpeechError
+from vall_e.generation.tempo import Tempo
 from vall_e.models.packing import Sample
 from vall_e.models.vall_e import VallE
 
@@ -44,9 +45,9 @@ class AudioChunk:
         wav: float32 [N].
         sample_rate: Hz.
         start: seconds from the beginning of the stream.
-        codes: int64 [L, T] that it was made from.
+        codes: int64 [L, T] that were drawn for it; the last moments of their sound may come with the next piece.
         final: the last piece of its request.
-        warnings: what a listener should know, on the final piece.
+        warnings: what a listener should know of the segment whose last piece it is.
     """
 
     wav: np.ndarray
@@ -91,9 +92,9 @@ def stream(
 ) -> Iterator[AudioChunk]:
     """Speak requests one after the other, each in pieces as it is drawn.
 
-    One candidate is drawn, the first of ``voice.speak``: what was heard cannot be taken back for a better one. Kinds
-    that draw all frames at once (demasking) give each request in a single piece. Long texts come segment after segment,
-    with their pauses. Closing the iterator ends decoding.
+    One candidate is drawn, the first of ``voice.speak``, and none anew: what was heard cannot be taken back for a
+    better one. Kinds that draw all frames at once (demasking) give each request in a single piece. Long texts come
+    segment after segment, joined as ``voice.speak`` joins them. Closing the iterator ends decoding.
 
     Args:
         requests: one, or any number; the next one is asked for when the one before has been spoken.
@@ -101,7 +102,7 @@ def stream(
         pace: when sound is made.
 
     Raises:
-        SpeechError: while iterating, as ``voice.speak`` does.
+        SpeechError: while iterating, as ``voice.speak`` does; and left to right beam search, or a duration.
     """
     sampling = (sampling or voice.config.sampling).model_copy(update={"candidates": 1})
     at_once = "ar" not in KINDS[voice.config.model.kind].modes or begins_masked(voice.model, sampling)
@@ -119,27 +120,47 @@ def _whole(voice: Voice, request: Request, sampling: SamplingConfig) -> Iterator
 
 
 def _pieces(voice: Voice, request: Request, sampling: SamplingConfig, pace: Pace) -> Iterator[AudioChunk]:
+    if sampling.beam is not None:
+        raise SpeechError("beam search knows what it says only at its end: stream without it (sampling.beam null)")
+    if request.duration is not None:
+        raise SpeechError(
+            f"a voice of kind {voice.config.model.kind} knows how long its speech is only at its end: stream it at a "
+            "speed in place of a duration, or do not stream"
+        )
     segments, warnings = plan(voice, 0, request, sampling)
-    speaker, rate = Speaker(voice, sampling, Clock()), voice.codec.frame_rate
+    speaker, rate = Speaker(voice, sampling, Clock()), voice.sample_rate
+    joiner = Joiner([pause_after(segment.chunk.mark, sampling) for segment in segments[:-1]], rate)
+    heard: list[Spoken] = []
     for number, segment in enumerate(segments, 1):
+        if sampling.long_text.context == "rolling":
+            segment = going_on(segment, heard)
+        tempo, waves, parts, given = Tempo(rate, segment.tempo), [], [], 0
         sample, longest = speaker.sample(segment), speaker.limit(segment)
-        for wav, codes, candidate in draw(voice.model, voice.codec, sample, sampling, segment.seed, longest, pace):
-            piece = AudioChunk(wav, voice.sample_rate, 0.0, codes)
-            if candidate is None:
-                yield piece
-                continue
-            faults = faults_of_length(candidate.codes.shape[1], candidate.finished, segment.seconds * rate, rate)
-            where = f"segment {number} ({segment.chunk.text!r}): " if len(segments) > 1 else ""
-            warnings = [*warnings, *(where + fault.message for fault in faults)]
-            if number == len(segments):
-                yield replace(piece, final=True, warnings=warnings)
-                continue
-            silence = round(pause_after(segment.chunk.mark, sampling) * voice.sample_rate)
-            yield replace(piece, wav=np.pad(wav, (0, silence)))
+        drawn = draw(voice.model, voice.codec, sample, sampling, segment.seed, longest, pace, voice.draft)
+        for wav, codes, candidate in drawn:
+            done = candidate is not None
+            waves.append(wav)
+            parts.append(codes)
+            wav = joiner.push(tempo.push(wav, last=done), last=done)
+            if done:
+                whole = np.concatenate(parts, axis=1), np.concatenate(waves)
+                heard = [speaker.check(segment, candidate, *whole)]
+                warnings += told(segments, number, heard[0])
+            if done or len(wav):
+                codes, given = np.concatenate(parts[given:], axis=1), len(parts)
+                yield AudioChunk(wav, rate, 0.0, codes, done and number == len(segments), warnings if done else [])
+        warnings = []
 
 
 def draw(
-    model: VallE, codec: Codec, sample: Sample, sampling: SamplingConfig, seed: int, longest: int, pace: Pace
+    model: VallE,
+    codec: Codec,
+    sample: Sample,
+    sampling: SamplingConfig,
+    seed: int,
+    longest: int,
+    pace: Pace,
+    draft: VallE | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Candidate | None]]:
     """One prompt as pieces of sound.
 
@@ -147,13 +168,14 @@ def draw(
         sample: what to speak; a response that it holds already is a prefix to go on from, which is not given out.
         sampling: one candidate of an autoregressive kind.
         longest: frames after which it is cut off.
+        draft: as of ``Engine``.
 
     Yields:
         wav float32 [N], its codes int64 [L, T], and on the last piece, whose N may be 0, what became of the row.
     """
     rate = codec.frame_rate
     waves = codec.stream(None if pace.look_ahead is None else round(pace.look_ahead * rate))
-    engine = Engine(model, sampling)
+    engine = Engine(model, sampling, draft=draft)
     (ticket,) = engine.add([sample], [seed], [longest])
     (row,) = ticket.rows
     levels = _Levels(model, sample, sampling, seed)

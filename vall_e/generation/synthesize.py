@@ -22,7 +22,7 @@ from vall_e.generation.quality import UNSAID
 from vall_e.generation.ranking import RankError
 from vall_e.generation.recording import Changed
 from vall_e.generation.respond import NoFirstLevelError
-from vall_e.generation.segments import Clock, Speaker, Spoken
+from vall_e.generation.segments import Clock, Speaker, Spoken, told
 from vall_e.generation.speech import (
     Audio,
     Reference,
@@ -34,6 +34,7 @@ from vall_e.generation.speech import (
     load_sound,
 )
 from vall_e.generation.streaming import AudioChunk, Pace, stream
+from vall_e.generation.tempo import stretched, tempo_for
 from vall_e.generation.transcribe import Transcript, transcribe
 
 TOGETHER = 16  # segments in a batch, if there are not more requests
@@ -212,15 +213,19 @@ class Voice(LoadedVoice):
     ) -> Audio:
         with clock.on("codec"):
             pauses = [pause_after(piece.chunk.mark, sampling) for piece in pieces[:-1]]
-            wav, places = join([s.wav for s in spoken], pauses, self.sample_rate)
+            waves, tempo = [s.wav for s in spoken], pieces[0].tempo
+            if tempo is None:
+                seconds = len(join(waves, pauses, self.sample_rate)[0]) / self.sample_rate - sum(pauses)
+                tempo = tempo_for(seconds, request.duration - sum(pauses))
+            waves = [stretched(wave, self.sample_rate, tempo) for wave in waves]
+            wav, places = join(waves, pauses, self.sample_rate)
         warnings, segments = list(notes), []
         for number, (piece, said, (start, end)) in enumerate(zip(pieces, spoken, places, strict=True), 1):
-            where = f"segment {number} ({piece.chunk.text!r}): " if len(pieces) > 1 else ""
-            warnings += [where + fault.message for fault in said.faults]
+            warnings += told(pieces, number, said)
             whole = not any(fault.kind in UNSAID for fault in said.faults)
             segments.append(Segment(piece.chunk.text, start / self.sample_rate, end / self.sample_rate, whole))
-        wanted, seconds = sum(p.seconds for p in pieces) + sum(pauses), len(wav) / self.sample_rate
-        if pieces[0].timed and abs(seconds - wanted) > OFF_DURATION * wanted:
+        wanted, seconds = request.duration, len(wav) / self.sample_rate
+        if wanted is not None and abs(seconds - wanted) > OFF_DURATION * wanted:
             warnings.append(f"{seconds:.2f} s, where {wanted:.2f} s were asked for")
         codes = np.concatenate([s.codes for s in spoken], axis=1)
         spent = {name: seconds / requests for name, seconds in clock.spent.items()}
