@@ -8,8 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from av.filter import Graph
 
 SLOWEST, FASTEST = 0.5, 2.0  # beyond them syllables are heard twice, or not at all
 BLOCK_SECONDS = 0.03  # handed to FFmpeg at once, so that nobody can hear in which pieces sound came
@@ -72,7 +76,7 @@ class Tempo:
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
 
-    def _built(self):
+    def _built(self) -> Graph:
         import av
 
         graph = av.filter.Graph()
