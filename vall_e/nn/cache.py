@@ -28,7 +28,11 @@ class Cache:
         origin: int64 [B], the slot whose rotary position is 0.
         longest: int64 [B], positions that each row has spanned so far (see ``reach``).
         counts: int64 [B], how many positions of the forward under way are no padding; None outside of one.
+        apart: slots that each row has in use, where rows are so uneven that a CPU attends to each alone faster than to
+            all up to the longest one; None elsewhere.
     """
+
+    apart: list[int] | None = None
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -141,10 +145,6 @@ class KVCache(Cache):
     rows join or lengths do not fit. Memory that is not in use yet is not touched: on a CPU, room that is reserved costs
     nothing until it is needed.
 
-    Attributes:
-        apart: in a forward of one new position, slots that each row has in use, where rows are so uneven that attending
-            to each alone is quicker than to all up to the longest one; None elsewhere.
-
     Args:
         layers, rows, heads, size, dim: layers, B, G, S, d.
         dtype, device: of the buffers.
@@ -166,7 +166,6 @@ class KVCache(Cache):
     ) -> None:
         super().__init__(rows, device)
         self.size, self.used, self.static = size, 0, static
-        self.apart: list[int] | None = None
         self.tensors = _buffers(layers, (rows, heads, size, dim), dtype, device, torch.empty)
         self._wiped = 0  # slots of all rows that hold numbers: what a mask hides must not be NaN
         self._slots: Tensor | None = None
