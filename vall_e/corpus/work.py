@@ -133,6 +133,14 @@ def replace_folder(fresh: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def others(stage: str, key: str, root: str | Path) -> list[Path]:
+    """Work folders of a stage with other keys than ``key``, the last changed first."""
+    own = WorkFolder.place(stage, key, root).name
+    known = re.compile(rf"{re.escape(stage)}-[0-9a-f]{{{_KEY_LENGTH}}}")
+    there = [path for path in Path(root).glob(f"{stage}-*") if path.is_dir() and known.fullmatch(path.name)]
+    return sorted((path for path in there if path.name != own), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
 class WorkFolder:
     """``root/STAGE-KEY``: made when missing; folders of the same stage with other keys are stale and go.
 
@@ -140,18 +148,21 @@ class WorkFolder:
         stage: name of the stage: letters, digits, ``_`` and ``-``.
         key: from :func:`key_of`.
         root: folder that git and DVC ignore.
+        alone: False leaves those of other keys to the caller (``others``).
     """
 
-    def __init__(self, stage: str, key: str, root: str | Path = ".work"):
+    def __init__(self, stage: str, key: str, root: str | Path = ".work", *, alone: bool = True):
         self.stage, self.key = stage, key
-        self.path = Path(root) / f"{stage}-{key}"
+        self.path = self.place(stage, key, root)
         self.path.mkdir(parents=True, exist_ok=True)
-        stale = re.compile(rf"{re.escape(stage)}-[0-9a-f]{{{_KEY_LENGTH}}}")
-        for other in Path(root).iterdir():
-            if other.is_dir() and stale.fullmatch(other.name) and other.name != self.path.name:
-                shutil.rmtree(other, ignore_errors=True)
+        for other in others(stage, key, root) if alone else ():
+            shutil.rmtree(other, ignore_errors=True)
         for leftover in self.path.glob(f"{_TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
+
+    @staticmethod
+    def place(stage: str, key: str, root: str | Path = ".work") -> Path:
+        return Path(root) / f"{stage}-{key}"
 
     def done(self, name: str) -> bool:
         """The file ``name`` was committed, by this run or an earlier one."""

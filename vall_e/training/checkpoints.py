@@ -120,6 +120,17 @@ def find(folder: Path) -> tuple[Path, int] | None:
     return None
 
 
+def reached(folder: Path) -> int | None:
+    """The step of the last checkpoint that was written, by the ledger; None where none was."""
+    known = _ledger(folder)
+    return known[0]["step"] if known else None
+
+
+def sizes(folder: Path) -> tuple[int, int]:
+    """Bytes of the last checkpoint that was written, and of all files of the run."""
+    return _ledger(folder)[0]["bytes"], _size(folder)
+
+
 def step_back(folder: Path) -> None:
     """Drop the newest checkpoint where there is one before it."""
     if (folder / LAST).exists() and (folder / PREVIOUS).exists():

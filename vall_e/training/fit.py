@@ -19,8 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from vall_e.config import Params, TrainConfig
-from vall_e.corpus.work import WorkFolder, key_of
-from vall_e.models.start import sources
+from vall_e.corpus.work import WorkFolder
 from vall_e.models.vall_e import VallE
 from vall_e.training.average import Average
 from vall_e.training.checkpoints import Checkpoints, Direct, find, step_back
@@ -35,14 +34,7 @@ from vall_e.training.module import VallEModule
 from vall_e.training.ranks import check_launch, rank_of, strategy_of
 from vall_e.training.samples import Samples, Show
 from vall_e.training.sharding import ShardedModule, UnchangedInput, exact_state, whole_state
-
-NO_INFLUENCE = {
-    "threads": True,
-    "loader_workers": True,
-    "samples": True,
-    "preflight": True,
-    "rollback": {"tries": True},
-}  # on the result
+from vall_e.training.unfinished import work_folder
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ def fit(
     if config.threads:
         torch.set_num_threads(config.threads)
     check_launch(config)
-    work = _work_folder(params, root, work_root)
+    work = work_folder(params, root, work_root)
     course = Course.load(work.path / "course.json")
     compiled = verdict(config, params.model, sum(p.numel() for p in model.parameters())).compiles
     module = (ShardedModule if config.strategy == "fsdp" else VallEModule)(model, config, teacher)
@@ -115,17 +107,6 @@ def fit(
         return Fitted(curves, work, course, whole(model), compiled)
     average.take_over(module)
     return Fitted(curves, work, course, model.state_dict(), compiled)
-
-
-def _work_folder(params: Params, root: Path, work_root: Path) -> WorkFolder:
-    package = Path(__file__).parent.parent
-    inputs = [root / "data/encode", root / "data/similar", root / "data/phonemize", root / "models/codec"]
-    code = [package / name for name in ("models", "nn", "backbones", "data", "training")]
-    facts = {
-        "model": params.model.model_dump(mode="json"),
-        "train": params.train.model_dump(mode="json", exclude=NO_INFLUENCE),
-    }
-    return WorkFolder("train", key_of(*inputs, *sources(params, root), params=facts, code=code), work_root)
 
 
 def _trainer(config: TrainConfig, work: WorkFolder, course: Course, watching: list[Callback]) -> pl.Trainer:

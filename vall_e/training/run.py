@@ -30,6 +30,7 @@ from vall_e.training.feed import VALIDATION_BATCHES, Data
 from vall_e.training.fit import fit
 from vall_e.training.ranks import rank_of
 from vall_e.training.samples import Show
+from vall_e.training.unfinished import alone
 
 
 def train(
@@ -62,9 +63,24 @@ def train(
     Raises:
         FileNotFoundError: a stage before has not run.
         ValueError: nothing to train on, or settings or weights to start from that do not fit; or training that cannot
-            go on (``CourseError``).
+            go on (``CourseError``); or another process trains there (``Busy``).
         CheckpointError: no room for a checkpoint.
     """
+    with alone(work_root):
+        return _train(params, root, out, curves, work_root, log, live, show)
+
+
+def _train(
+    params: Params,
+    root: Path,
+    out: Path,
+    curves: Path,
+    work_root: Path,
+    log: Log | None,
+    live: Path | None,
+    show: Show | None,
+) -> dict[str, Any]:
+    """As ``train``, which sees to it that no other process does the same."""
     tokenizer = Tokenizer.load(root / "data/phonemize/tokenizer.json")
     codec_folder = root / "models/codec"
     codec = load_codec(params.codec, codec_folder)
