@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_watched(root / params.ingest.path)
         if args.dry_run:
             return _dry_run(params, args.stage)
-    except (ConfigError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     from pipelines.command import StageFailed

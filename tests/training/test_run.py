@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from vall_e.corpus.schema import CODES as CODES_SCHEMA
 from vall_e.corpus.schema import SIMILAR, write_table
 from vall_e.generation.speech import Request, SpeechError
 from vall_e.generation.synthesize import Voice
-from vall_e.preparation import EncodeConfig, MelCodecConfig
+from vall_e.preparation import CodecConfig, EncodeConfig, MelCodecConfig
 from vall_e.regimen import JoinConfig
 from vall_e.text.tokenizer import Tokenizer, UnknownPhoneError
 from vall_e.training.optimizers import rate_factor
@@ -217,3 +218,11 @@ def test_the_plan_counts_what_would_be_built(tmp_path: Path) -> None:
     built = run(tmp_path, params(2))["parameters"]
     tables = 2  # of phones: embeddings, alignment head
     assert facts["parameters"] - built == tables * (128 - 8) * 32  # the guessed size of the tokenizer
+
+
+def test_every_codec_has_a_plan_and_one_of_scalars_is_planned_as_such() -> None:
+    for name in get_args(CodecConfig.model_fields["name"].annotation):
+        facts = describe(Params(codec={"name": name}, model=model_config("v2-nar")))
+        assert facts["codec"]["levels"] > 0 and facts["codec"]["name"] == name
+    with pytest.raises(ValueError, match="sum_levels"):
+        describe(Params(codec={"name": "nemo"}, model=model_config(sum_levels="prompt")))

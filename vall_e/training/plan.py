@@ -12,31 +12,34 @@ from vall_e.models.size import cache_size
 from vall_e.models.vall_e import VallE
 
 PHONES = 128  # a guess where no tokenizer exists yet: it hardly matters
-CODEC_FACTS = {  # levels, codes per level, frames per second
+CODEC_FACTS = {  # levels, codes per level, frames per second, of published weights
     "encodec": lambda c: (round(c.bandwidth * 1000 / 750), 1024, 75.0),
     "dac": lambda c: {"44khz": (9, 1024, 86.1), "24khz": (32, 1024, 75.0), "16khz": (12, 1024, 50.0)}[c.dac_rate],
+    "nemo": lambda c: (8, 1000, 44100 / 512),
     "mel": lambda c: (c.mel.levels, c.mel.codes, c.mel.sample_rate / c.mel.hop),
 }
+SCALARS = ("nemo",)  # codecs whose levels have no order (FSQ)
 
 
 def describe(params: Params, facts: Mapping[str, Any] | None = None, phones: int = PHONES) -> dict[str, Any]:
     """Facts of the run that ``params`` asks for, with no data and no memory for weights (meta tensors).
 
     Args:
-        facts: levels, codes and frame_rate of the codec, where one is there already (data/encode/codec.json).
+        facts: levels, codes, frame_rate and residual of the codec, where one is there already (data/encode/codec.json).
         phones: size of the tokenizer.
 
     Returns:
         codec levels, codes and frame rate; parameters; batch size in positions; steps; megabytes of weights, of
-        gradients and optimiser, of activations (a rough upper bound without recomputation) and in all; key/value cache
-        per second of speech.
+        gradients and optimiser, of activations (roughly: what the linear layers, norms and heads keep; attention's
+        scores, a teacher and the loader are not counted) and in all; key/value cache per second of speech.
     """
     if facts is None:
         levels, codes, frame_rate = CODEC_FACTS[params.codec.name](params.codec)
+        residual = params.codec.name not in SCALARS
     else:
-        levels, codes, frame_rate = (facts[name] for name in ("levels", "codes", "frame_rate"))
+        levels, codes, frame_rate, residual = (facts[name] for name in ("levels", "codes", "frame_rate", "residual"))
     with torch.device("meta"):
-        model = VallE(params.model, levels, codes, phones)
+        model = VallE(params.model, levels, codes, phones, residual=residual)
     count = sum(p.numel() for p in model.parameters())
     config, positions = params.model, params.train.batch_frames
     width = 2 if params.train.precision != "32-true" else 4
