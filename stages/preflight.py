@@ -20,7 +20,7 @@ ROOT, VOICE, WORK = Path("."), Path("models/voice"), Path(".work")
 
 
 def at_the_start(params: Params) -> None:
-    """What `train` does first: the quick checks always, steps where ``train.preflight.overfit_steps`` asks for them.
+    """What `train` does first: the quick checks always, steps where ``preflight.rehearses`` says so.
 
     Raises:
         PreflightError: the run would fail.
@@ -28,7 +28,7 @@ def at_the_start(params: Params) -> None:
     from vall_e.training import preflight
 
     checks = preflight.inspect(params, ROOT, WORK)
-    if params.train.preflight.overfit_steps and not preflight.failed(checks):
+    if not preflight.failed(checks) and preflight.rehearses(params, ROOT, WORK):
         from vall_e.training.rehearsal import rehearse
 
         checks += rehearse(params, ROOT, WORK, VOICE)[0]

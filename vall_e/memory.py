@@ -1,15 +1,53 @@
-"""How much memory a process has held, and giving back what it no longer holds."""
+"""How much memory there is, how much a process has held, and giving back what it no longer holds."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
+import os
 import resource
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def memory_mb(device: torch.device | str) -> float:
+    """Megabytes (2^20 bytes) that a process may hold on ``device``: of the GPU, else of the machine or of the control
+    group (container, batch job) where that has a limit."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory / 2**20
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20, limit_mb())
+
+
+def limit_mb(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float:
+    """Megabytes that the control groups of this process, version 1 or 2, let it have; infinite without a limit.
+
+    Args:
+        root: where they are mounted.
+        own: the kernel's list of those of this process.
+    """
+    places = [(root, "/", "memory.max"), (root / "memory", "/", "memory.limit_in_bytes")]  # as a container sees its own
+    lines = own.read_text(encoding="utf-8").splitlines() if own.is_file() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if not controllers:
+            places.append((root, path, "memory.max"))
+        elif "memory" in controllers.split(","):
+            places.append((root / "memory", path, "memory.limit_in_bytes"))
+    least = math.inf
+    for mount, path, name in places:
+        group = Path(path.lstrip("/"))
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                least = min(least, int((mount / folder / name).read_text(encoding="utf-8")) / 2**20)
+    return least
 
 
 def peak_mb(device: torch.device | str) -> float:

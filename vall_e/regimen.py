@@ -53,8 +53,10 @@ class TokenDropoutConfig(Section):
 class PreflightConfig(Section):
     """What is tried before a run (vall_e.training.preflight). No influence on the result."""
 
-    overfit_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="steps on one batch, timed, before `train` starts; 0: none. `stages.preflight` does them always"
+    overfit_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="steps on one batch, timed, before `train` starts; auto: 20 where a long training begins, 0: none. "
+        "`stages.preflight` does them always",
     )
     min_fall: Fraction = Field(0.1, description="share of its first loss that the loss of that batch must lose")
     seconds: PositiveFloat = Field(120.0, description="after which these steps end, whatever their number")
@@ -314,21 +316,17 @@ class TrainConfig(Changing):
     def _shared_weights(self) -> TrainConfig:
         if not self.shares_weights:
             return self
-        if self.optimizer not in ("adam", "adamw"):
-            raise ValueError(
-                f"train.strategy {self.strategy} leaves each process a part of every matrix, and {self.optimizer} may "
-                "need them whole: take train.optimizer adamw, or train.strategy ddp"
-            )
-        if self.ema_decay > 0:
-            raise ValueError(
-                f"train.strategy {self.strategy} keeps no average of the weights: set train.ema_decay 0 (the last "
-                "weights are saved), or take train.strategy ddp"
-            )
-        if self.samples is not None:
-            raise ValueError(
-                "train.samples are spoken by the average of the weights, and train.strategy "
-                f"{self.strategy} keeps none: set it to null"
-            )
-        if self.precision == "16-mixed":
-            raise ValueError(f"train.strategy {self.strategy} has no scaler for 16-mixed: take bf16-mixed or 32-true")
+        rate = type(self).model_fields["muon_lr"].default
+        adamw = "train.optimizer adamw" + f" and train.muon_lr {rate}" * (self.muon_lr != rate)
+        misfits = {
+            f"a process has a part of every matrix, and {self.optimizer} may need them whole: set {adamw}": (
+                self.optimizer not in ("adam", "adamw")
+            ),
+            "there is no average of the weights: set train.ema_decay 0 (the last weights are saved)": self.ema_decay
+            > 0,
+            "train.samples are spoken by that average: set it to null": self.samples is not None,
+            "there is no scaler for 16-mixed: set train.precision bf16-mixed or 32-true": self.precision == "16-mixed",
+        }
+        if wrong := [said for said, there in misfits.items() if there]:
+            raise ValueError(f"train.strategy {self.strategy}: {'; '.join(wrong)}; or take train.strategy ddp")
         return self

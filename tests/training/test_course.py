@@ -115,7 +115,7 @@ def test_rates_are_lower_from_the_checkpoint_that_was_gone_back_to_and_not_befor
         course.roll_back(Diverged(46, "y"), 40, config)
 
 
-def _small(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
+def small_machine(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
     """A machine that holds so many positions of a batch in training."""
     plain = VallE.loss
 
@@ -134,7 +134,7 @@ def test_a_batch_that_does_not_fit_is_taken_in_pieces_and_gives_the_same_weights
         make_project(tmp_path / name)
     settings = params(6, batch_frames=300, optimizer="adamw", **QUIET)
     assert run(tmp_path / "large", settings)["pieces"] == 1
-    _small(monkeypatch, 260)
+    small_machine(monkeypatch, 260)
     figures = run(tmp_path / "small", settings)
     assert figures["pieces"] == 2
     assert "every batch is taken in 2 pieces from now on" in capfd.readouterr().err
@@ -147,7 +147,7 @@ def test_a_row_that_does_not_fit_alone_is_an_error_that_says_how_long_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_project(tmp_path)
-    _small(monkeypatch, 8)
+    small_machine(monkeypatch, 8)
     with pytest.raises(
         CourseError, match=r"one row of \d+ positions: shorten the longest \(train.max_response_seconds"
     ):

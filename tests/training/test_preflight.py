@@ -13,15 +13,20 @@ from safetensors.torch import load_file
 
 from stages import preflight as command
 from tests.tiny import CODES, LEVELS
+from tests.training.test_course import small_machine
 from tests.training.test_run import make_project, params, run
+from tests.training.test_unfinished import killed
 from vall_e.config import Params
 from vall_e.corpus.schema import CODES as SCHEMA
 from vall_e.corpus.schema import read_rows, write_table
 from vall_e.training import preflight
-from vall_e.training.preflight import Check, PreflightError, demand, failed, inspect, table
+from vall_e.training.checkpoints import sizes
+from vall_e.training.plan import describe
+from vall_e.training.preflight import Check, PreflightError, demand, failed, inspect, rehearses, table
 from vall_e.training.rehearsal import rehearse
 
 Usage = namedtuple("Usage", "total used free")
+SIZES = ("weights", "average", "total")
 
 
 @pytest.fixture
@@ -88,6 +93,95 @@ def test_a_full_disk_is_told_before(project: Path, monkeypatch: pytest.MonkeyPat
     assert found.state == "fails" and "0 MB are free" in found.detail and "make room" in found.detail
 
 
+def test_what_a_run_has_written_already_counts_as_room(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = params(6)
+    killed(project, settings, step=5)
+    (work,) = project.glob(".work/train-*")
+    checkpoint, held = (size / 2**20 for size in sizes(work))
+    assert held > 2 * checkpoint  # two of them, and the curves
+    voices = 2 * describe(settings, phones=8)["megabytes"]["weights"]
+    codec = 2 * sum(file.stat().st_size for file in (project / "models/codec").iterdir()) / 2**20
+
+    def state(free: float) -> str:
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: Usage(10**9, 0, free * 2**20))
+        return _checks(project, settings)["disk"].state
+
+    needed = checkpoint + voices + codec  # the third one
+    assert state(needed + 0.01) == "ok" and state(needed - 0.05) == "fails"
+    state(0)
+    found = _checks(project, params(7))["disk"]
+    assert found.state == "fails" and f"make room or remove {work} (of other settings)" in found.detail
+
+
+def test_rows_of_joined_clips_count_and_those_that_are_left_out_do_not(project: Path) -> None:
+    def detail(**changes: object) -> str:
+        return _checks(project, params(**changes))["rows"].detail
+
+    beside = 10 + 6  # the prompt
+    assert f"the longest row has {9 + 1 + beside} positions" in detail(join=None)
+    assert f"the longest row has {7 + 1 + beside} positions" in detail(join=None, max_response_seconds=0.15)
+    joined = params(batch_frames=60, join={"max_clips": 5, "max_seconds": None})
+    found = _checks(project, joined)["rows"]
+    assert found.state == "mind"
+    longest = 5 * 9 + 4 * 6 + 5 + 4 + beside  # clips and pauses, phones and the gaps between them
+    assert f"rows of joined clips have up to {longest} positions" in found.detail
+    bounded = {"max_clips": 5, "max_seconds": 0.2}
+    assert f"up to {10 + 4 * 6 + 5 + 4 + beside} positions" in detail(join=bounded)
+    stages = [{"until": 4, "join": {"max_clips": 5}}]
+    assert f"up to {longest} positions" in detail(join=None, stages=stages)
+
+
+def test_the_memory_that_is_compared_is_of_the_device_and_the_container(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(preflight, "memory_mb", lambda device: asked.append(device) or 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = _checks(project, params(device="cpu"))["memory"]
+    assert asked == ["cpu"] and "at most" not in found.detail and "attention's scores" in found.detail
+    monkeypatch.setattr(preflight, "describe", lambda *_: describe(params()) | {"megabytes": dict.fromkeys(SIZES, 9)})
+    assert _checks(project, params(device="cpu"))["memory"].state == "mind"
+
+
+LONG = {"max_steps": 10**9, "device": "cpu", "compile": False}
+
+
+def test_a_long_training_that_begins_is_rehearsed_and_one_that_goes_on_is_not(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    work = project / ".work"
+    assert not rehearses(params(8), project, work)
+    assert rehearses(params(8, preflight={"overfit_steps": 1}), project, work)
+    shared = {"strategy": "fsdp", "optimizer": "adamw", "ema_decay": 0.0}
+    assert not rehearses(params(**LONG, **shared), project, work)
+    assert not rehearses(params(**LONG, preflight={"overfit_steps": 0}), project, work)
+    command.at_the_start(params(**LONG, lr=0.01))
+    said = capsys.readouterr().err
+    assert "one batch" in said and "peak memory" in said and "1,000,000,000 steps take" in said
+    killed(project, params(**LONG, lr=0.01), step=3)
+    command.at_the_start(params(**LONG, lr=0.01))
+    assert "one batch" not in capsys.readouterr().err
+
+
+def test_the_rehearsed_batch_is_the_largest_of_the_last_ones_of_every_phase(project: Path) -> None:
+    def positions(**changes: object) -> int:
+        settings = params(200, preflight={"overfit_steps": 1}, **changes)
+        checks, _ = rehearse(settings, project, project / ".work", project / "models/voice")
+        return int(checks[-1].detail.split()[-2])
+
+    grown = {"min_clips": 5, "max_clips": 5}
+    assert positions(join=grown | {"curriculum_steps": 100}) == positions(join=grown) > positions(join=None)
+    assert positions(join=None, stages=[{"until": 40, "join": grown}]) >= positions(join=grown)
+
+
+def test_a_batch_that_does_not_fit_is_said_and_stops_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_machine(monkeypatch, 8)
+    checks, figures = rehearse(params(2), project, project / ".work", project / "models/voice")
+    assert [(check.name, check.state) for check in checks] == [("peak memory", "mind")] and not figures
+    assert "do not fit: training takes batches in pieces" in checks[0].detail
+
+
 def test_a_rehearsal_learns_one_batch_and_changes_nothing(project: Path) -> None:
     settings = params(2, lr=0.01)
     run(project, settings)
@@ -107,6 +201,10 @@ def test_a_batch_that_is_not_learned_fails_with_its_figures(project: Path) -> No
     settings = params(2, lr=1e-9, muon_lr=1e-9, weight_decay=0.0, preflight={"overfit_steps": 6})
     check = rehearse(settings, project, project / ".work", project / "models/voice")[0][0]
     assert check.state == "fails" and "in 6 steps" in check.detail and "10% are wanted" in check.detail
+    run(project, params(1))
+    (project / "models/voice").rename(project / "models/base")
+    on = params(2, lr=1e-9, muon_lr=1e-9, weight_decay=0.0, preflight={"overfit_steps": 6}, init_from="models/base")
+    assert rehearse(on, project, project / ".work", project / "models/voice")[0][0].state == "mind"
     rushed = params(2, lr=1e-9, muon_lr=1e-9, weight_decay=0.0, preflight={"overfit_steps": 2})
     assert rehearse(rushed, project, project / ".work", project / "models/voice")[0][0].state == "mind"
 

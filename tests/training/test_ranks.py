@@ -209,6 +209,9 @@ def test_what_cannot_be_shared_out_is_refused(monkeypatch: pytest.MonkeyPatch) -
         TrainConfig(strategy="fsdp", optimizer="muon")
     with pytest.raises(ValueError, match="set train.ema_decay 0"):
         TrainConfig(strategy="deepspeed", optimizer="adamw")
+    everything = r"train.optimizer adamw and train.muon_lr 0.02; .*ema_decay 0 .*; .*samples .*null; .*bf16-mixed.*; or"
+    with pytest.raises(ValueError, match=everything):
+        TrainConfig(strategy="fsdp", muon_lr=0.1, samples={}, precision="16-mixed")
     monkeypatch.setattr("vall_e.training.ranks.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"vall-e-workflow\[deepspeed\]"):
         strategy_of(TrainConfig(strategy="deepspeed", optimizer="adamw", ema_decay=0.0))

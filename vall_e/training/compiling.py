@@ -13,9 +13,9 @@ from vall_e.config import COMPILED
 from vall_e.family import ModelConfig
 from vall_e.regimen import TrainConfig
 
-# Operations of a training whose sixth part takes twice as long as compiling does: ten minutes on two cores of a CPU,
-# where compiling takes half a minute.
-WORTH = {"cpu": 5e13, "cuda": 1e16}
+# Operations of a long training, whose sixth part takes twice as long as compiling does: ten minutes on two cores of a
+# CPU, where compiling takes half a minute.
+LONG = {"cpu": 5e13, "cuda": 1e16}
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,21 @@ class Verdict:
 
     compiles: bool
     why: str
+
+
+def device_of(train: TrainConfig) -> str:
+    """What ``train.device`` comes to: cuda or cpu."""
+    return "cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def operations(train: TrainConfig, parameters: int) -> float:
+    """Of the whole training, of a model of so many parameters: about six for each of them and position."""
+    return 6 * parameters * train.batch_frames * train.accumulate * train.max_steps
+
+
+def is_long(train: TrainConfig, parameters: int) -> bool:
+    """Half a minute before it is well spent."""
+    return operations(train, parameters) >= LONG[device_of(train)]
 
 
 def verdict(train: TrainConfig, model: ModelConfig, parameters: int) -> Verdict:
@@ -35,8 +50,7 @@ def verdict(train: TrainConfig, model: ModelConfig, parameters: int) -> Verdict:
     """
     if train.compile != "auto":
         return Verdict(train.compile, "train.compile says so")
-    device = "cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu"
-    work = 6 * parameters * train.batch_frames * train.accumulate * train.max_steps
+    device, work = device_of(train), operations(train, parameters)
     unlike = {
         f"backbone {model.backbone}": model.backbone not in COMPILED,
         "model.lora": model.lora is not None,
@@ -44,8 +58,8 @@ def verdict(train: TrainConfig, model: ModelConfig, parameters: int) -> Verdict:
         f"strategy {train.strategy}": train.shares_weights,
     }
     said = f"{work:.1e} operations"
-    if work < WORTH[device]:
-        return Verdict(False, f"{said}: compiling pays from {WORTH[device]:.0e} on")
+    if not is_long(train, parameters):
+        return Verdict(False, f"{said}: compiling pays from {LONG[device]:.0e} on")
     for what, there in unlike.items():
         if there:
             return Verdict(False, f"{what}: not shown to train alike when compiled")

@@ -14,6 +14,14 @@ import torch
 from vall_e.models.losses import targets
 from vall_e.models.packing import Packed
 
+_NO_ROOM = (  # what torch's own RuntimeErrors say where it has no class for them
+    "not enough memory",
+    "can't allocate memory",
+    "std::bad_alloc",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",  # of cuBLAS, cuDNN and others
+)
+
 
 @dataclass(frozen=True)
 class Piece(Packed):
@@ -58,5 +66,4 @@ def is_memory_error(error: BaseException) -> bool:
     """A device, or the machine, had no room for a tensor."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_ROOM)

@@ -7,7 +7,6 @@ can tell (does one batch get learned, how long does a step take, how much memory
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vall_e.config import Params
+from vall_e.config import Params, TrainConfig
 from vall_e.corpus.schema import CODES, read_table, shard_files
+from vall_e.corpus.work import others
+from vall_e.memory import memory_mb
 from vall_e.text.tokenizer import Tokenizer
-from vall_e.training.compiling import verdict
+from vall_e.training.checkpoints import sizes
+from vall_e.training.compiling import device_of, is_long, verdict
 from vall_e.training.plan import describe
+from vall_e.training.unfinished import STAGE, begun
 
 State = Literal["ok", "mind", "fails"]
 _NAMED = 3  # examples in a line
@@ -79,16 +82,32 @@ def inspect(params: Params, root: Path, work_root: Path) -> list[Check]:
         return [Check("shards", "fails", f"{_some(wrong)}: run the encode stage again")]
     columns = ("split", "text", "phones", "frames")
     table = pa.concat_tables([read_table(path, CODES, columns) for path in shards])
-    plan = describe(params, facts, len(tokenizer))
+    plan = _plan(params, root)
     said = f"{len(shards)} with {len(table):,} rows, {facts['levels']} levels of {facts['codes']} codes"
     checks = [Check("shards", "ok", said), _phones(table, tokenizer)]
     lengths = _lengths(table)
     if not len(lengths.frames):
         return [*checks, Check("lengths", "fails", "no training utterances: lower split.test_fraction")]
     checks += _check_lengths(params, lengths, facts["frame_rate"])
-    checks += [check_disk(params, plan, root, work_root), _memory(plan)]
+    checks += [check_disk(params, plan, root, work_root), _memory(params.train, plan)]
     found = verdict(params.train, params.model, plan["parameters"])
     return [*checks, Check("compile", "ok", f"{'compiled' if found.compiles else 'plain'} blocks: {found.why}")]
+
+
+def rehearses(params: Params, root: Path, work_root: Path) -> bool:
+    """Whether ``train`` begins with steps on one batch: by auto where it is long, begins anew, and each process has the
+    whole model. Arguments are those of ``inspect``."""
+    train = params.train
+    if train.preflight.overfit_steps != "auto":
+        return train.preflight.overfit_steps > 0
+    if train.shares_weights or not is_long(train, _plan(params, root)["parameters"]):
+        return False
+    return begun(params, root, work_root) is None
+
+
+def _plan(params: Params, root: Path) -> dict[str, Any]:
+    facts = json.loads((root / "data/encode/codec.json").read_text(encoding="utf-8"))
+    return describe(params, facts, len(Tokenizer.load(root / "data/phonemize/tokenizer.json")))
 
 
 def failed(checks: Sequence[Check]) -> list[Check]:
@@ -176,44 +195,83 @@ def _check_lengths(params: Params, lengths: Lengths, frame_rate: float) -> list[
         told = f"{said}; {long.sum():,} ({long.mean():.1%}) above train.max_response_seconds {limit:g} are left out"
         remedy = f"to train on them raise it to {np.ceil(seconds.max()):g}, or lower transcribe.max_seconds"
         checks = [Check("lengths", "fails" if long.all() else "mind", f"{told}: {remedy}")]
-    rows = lengths.frames + lengths.phones + round(train.prompt_seconds[1] * frame_rate) + 6
-    big = rows > train.batch_frames
-    told = f"the longest row has {rows.max():,} positions, train.batch_frames are {train.batch_frames:,}"
-    if big.any():
-        told += f"; {big.sum():,} rows ({big.mean():.1%}) make batches larger than that: more memory than planned"
-    checks.append(Check("rows", "mind" if big.any() else "ok", told))
+    checks.append(_check_rows(train, lengths, frame_rate))
     return checks
 
 
+def _check_rows(train: TrainConfig, lengths: Lengths, frame_rate: float) -> Check:
+    """The longest row of the phase that has the longest, against the size of a batch."""
+    positions, joined = np.zeros(0, np.int64), 0
+    for phase in train.phases:
+        rows, longest = _rows(phase.train, lengths, frame_rate)
+        if max(longest, rows.max(initial=0)) > max(joined, positions.max(initial=0)):
+            positions, joined = rows, longest
+    told = f"the longest row has {positions.max(initial=0):,} positions"
+    if joined > positions.max(initial=0):
+        told = f"rows of joined clips have up to {joined:,} positions"
+    told += f", train.batch_frames are {train.batch_frames:,}"
+    big = positions > train.batch_frames
+    if big.any():
+        told += f"; {big.sum():,} rows ({big.mean():.1%}) make batches larger than that: more memory than planned"
+    elif joined > train.batch_frames:
+        told += "; those make batches larger than that: more memory than planned (train.join.max_seconds limits them)"
+    return Check("rows", "mind" if max(joined, positions.max(initial=0)) > train.batch_frames else "ok", told)
+
+
+def _rows(train: TrainConfig, lengths: Lengths, frame_rate: float) -> tuple[np.ndarray, int]:
+    """Positions of the rows of single utterances, int64 [n], those that are left out not among them; and what a row of
+    joined clips has at most, 0 where none are joined."""
+    limit = int(train.max_response_seconds * frame_rate)
+    fits = (lengths.frames <= limit) & (lengths.frames >= train.min_response_seconds * frame_rate)
+    frames, phones, join = lengths.frames[fits], lengths.phones[fits], train.join
+    beside = round(train.prompt_seconds[1] * frame_rate) + 6
+    if join is None or not len(frames):
+        return frames + phones + beside, 0
+    gaps = (join.max_clips - 1) * int(np.ceil(join.gap_seconds[1] * frame_rate))
+    response = join.max_clips * int(frames.max()) + gaps
+    if join.max_seconds is not None:
+        response = min(response, max(int(join.max_seconds * frame_rate) + gaps, int(frames.max())))
+    response = min(response, limit)
+    densest = float((phones / np.maximum(frames, 1)).max())
+    text = min(join.max_clips * int(phones.max()), round(densest * response)) + join.max_clips - 1
+    return frames + phones + beside, response + text + beside
+
+
 def check_disk(params: Params, plan: dict[str, Any], root: Path, work_root: Path) -> Check:
-    """Room for two checkpoints (the last stays until the new one is whole) and two voices (old and new)."""
-    sizes = plan["megabytes"]
-    checkpoint = sizes["weights"] + sizes["average"] + sizes["weights"] * 2  # and two moments at most
+    """Room for three checkpoints (the last two stay until the new one is whole) and two voices (old and new); what the
+    run has of it already counts."""
+    megabytes = plan["megabytes"]
+    checkpoint = megabytes["weights"] + megabytes["average"] + megabytes["weights"] * 2  # and two moments at most
+    held, folder = 0.0, begun(params, root, work_root)
+    if folder is not None:
+        checkpoint, held = (size / 2**20 for size in sizes(folder))
     codec = sum(file.stat().st_size for file in (root / "models/codec").rglob("*") if file.is_file()) / 2**20
-    needed = 2 * checkpoint + 2 * (sizes["weights"] + codec)
+    needed = 3 * checkpoint + 2 * (megabytes["weights"] + codec) - held
     places = {path: shutil.disk_usage(_there(path)).free / 2**20 for path in (work_root, root / "models")}
     least = min(places, key=places.__getitem__)
     said = f"needs {needed:,.0f} MB (a checkpoint {checkpoint:,.0f} MB), {places[least]:,.0f} MB are free"
+    if held:
+        said += f"; {folder} has {held:,.0f} MB already"
     if places[least] < needed:
-        return Check("disk", "fails", f"{said} at {least}: make room or take a smaller model")
+        stale = [path for path in others(STAGE, "", work_root) if path != folder]
+        remedy = [f"remove {_some([str(path) for path in stale])} (of other settings)"] * bool(stale)
+        return Check(
+            "disk", "fails", f"{said} at {least}: {' or '.join(['make room', *remedy])} or take a smaller model"
+        )
     return Check("disk", "ok", said)
 
 
-def _memory(plan: dict[str, Any]) -> Check:
-    have, total = memory_mb(), plan["megabytes"]["total"]
-    said = f"about {total:,} MB by the plan, at most; this machine has {have:,.0f} MB"
+def _memory(train: TrainConfig, plan: dict[str, Any]) -> Check:
+    device, total = device_of(train), plan["megabytes"]["total"]
+    have = memory_mb(device)
+    where = "the GPU" if device == "cuda" else "this machine (or container)"
+    said = (
+        f"about {total:,} MB by the plan for weights, optimiser, average and activations, and on top of it attention's "
+        f"scores, a teacher and the loader; {where} has {have:,.0f} MB"
+    )
     if total > have:
         return Check("memory", "mind", f"{said}: lower train.batch_frames and raise train.accumulate")
     return Check("memory", "ok", said)
-
-
-def memory_mb() -> float:
-    """Of the GPU where there is one, else of the machine."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory / 2**20
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
 
 
 def _there(path: Path) -> Path:
