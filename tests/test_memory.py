@@ -10,7 +10,8 @@ import psutil
 import pytest
 import torch
 
-from vall_e.memory import give_back, limit_mb, memory_mb, peak_mb
+from vall_e import memory
+from vall_e.memory import give_back, limit_mb, memory_mb, oom_kills, peak_mb
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc gives memory back")
@@ -47,3 +48,12 @@ def test_the_limit_of_a_control_group_is_that_of_it_or_of_one_around_it(
         (tmp_path / "groups" / name).write_text(f"{text}\n")
     assert limit_mb(tmp_path / "groups", tmp_path / "own") == megabytes
     assert 0 < memory_mb("cpu") <= psutil.virtual_memory().total / 2**20 + 1
+
+
+def test_what_the_oom_killer_did_is_read_from_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BOOT", "COUNTERS"):
+        monkeypatch.setattr(memory, name, tmp_path / name)
+    assert oom_kills() is None
+    (tmp_path / "BOOT").write_text("f00\n")
+    (tmp_path / "COUNTERS").write_text("nr_free_pages 12\noom_kill 3\n")
+    assert oom_kills() == ("f00", 3)

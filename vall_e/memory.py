@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+BOOT, COUNTERS = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/vmstat")
 
 
 def memory_mb(device: torch.device | str) -> float:
@@ -48,6 +49,16 @@ def limit_mb(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float:
             with contextlib.suppress(OSError, ValueError):  # not there, or "max"
                 least = min(least, int((mount / folder / name).read_text(encoding="utf-8")) / 2**20)
     return least
+
+
+def oom_kills() -> tuple[str, int] | None:
+    """An id of this run of the machine, and how many processes the system has ended in it for want of memory (Linux'
+    OOM killer, containers included); None where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        counters = dict(line.split() for line in COUNTERS.read_text(encoding="utf-8").splitlines())
+        if "oom_kill" in counters:
+            return BOOT.read_text(encoding="utf-8").strip(), int(counters["oom_kill"])
+    return None
 
 
 def peak_mb(device: torch.device | str) -> float:

@@ -76,7 +76,9 @@ class RollbackConfig(Section):
     factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.5, description="on the rates from that checkpoint on")
     tries: PositiveInt = Field(3, description="rollbacks of a run; one more is an error")
     spike: Annotated[float, Field(gt=1.0)] | None = Field(
-        3.0, description="a loss so many times the median of those before is a jump; null: only what is no number"
+        3.0,
+        description="a loss so many times the median of those before, and above them all, is a jump; null: only what "
+        "is no number",
     )
 
 

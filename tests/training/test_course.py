@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import LEVELS, build, rows
+from tests.tiny import LEVELS, build, of_task, rows, train_config
 from tests.training.test_run import make_project, params, run
+from tests.training.test_unfinished import killed
 from vall_e.models.packing import Packed, pack
 from vall_e.models.vall_e import VallE
-from vall_e.regimen import RollbackConfig
+from vall_e.regimen import RollbackConfig, TrainConfig
+from vall_e.training import course
 from vall_e.training.course import Course, CourseError, Diverged, Rollback
-from vall_e.training.memory import is_memory_error, split
+from vall_e.training.guard import Guard, Stop
+from vall_e.training.memory import figures_of, is_memory_error, split
 from vall_e.training.module import VallEModule
 
 QUIET = {"text_dropout": 0.0, "input_mask": 0.0, "input_random": 0.0, "prompt_dropout": 0.0}
@@ -75,8 +79,8 @@ def test_a_run_that_rolled_back_and_was_killed_ends_as_one_that_was_not(
         _poison(patch, 5, 1, stop=7)
         with pytest.raises(OSError, match="killed"):
             run(tmp_path / "killed", params(8, checkpoint_every=2))
-    (course,) = tmp_path.glob("killed/.work/train-*/course.json")
-    assert json.loads(course.read_text())["rollbacks"] == [{"step": 5, "start": 4, "why": "the loss is nan"}]
+    (file,) = tmp_path.glob("killed/.work/train-*/course.json")
+    assert json.loads(file.read_text())["rollbacks"] == [{"step": 5, "start": 4, "why": "the loss is nan"}]
     assert run(tmp_path / "killed", params(8, checkpoint_every=2))["rollbacks"] == 1
     plain, whole, killed = (_weights(tmp_path / name) for name in ("plain", "whole", "killed"))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
@@ -91,8 +95,8 @@ def test_a_step_that_is_always_poisoned_ends_the_run_and_says_what_to_do(
     with pytest.raises(CourseError, match=r"step 5: the loss is nan again, after 2 rollbacks .*lower train.lr"):
         run(tmp_path, params(8, checkpoint_every=2, rollback={"tries": 2}))
     assert len(seen) == 3
-    (course,) = tmp_path.glob(".work/train-*/course.json")
-    assert [item["start"] for item in json.loads(course.read_text())["rollbacks"]] == [4, 2]  # the one before, then
+    (file,) = tmp_path.glob(".work/train-*/course.json")
+    assert [item["start"] for item in json.loads(file.read_text())["rollbacks"]] == [4, 2]  # the one before, then
 
 
 def test_a_jump_of_the_loss_is_measured_against_the_median_before_it(
@@ -115,12 +119,12 @@ def test_rates_are_lower_from_the_checkpoint_that_was_gone_back_to_and_not_befor
         course.roll_back(Diverged(46, "y"), 40, config)
 
 
-def small_machine(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
-    """A machine that holds so many positions of a batch in training."""
+def small_machine(monkeypatch: pytest.MonkeyPatch, positions: int, *, training: bool = True) -> None:
+    """A machine that holds so many positions of a batch in training, or in validation."""
     plain = VallE.loss
 
     def loss(self: VallE, packed: Packed, *args: object, **named: object) -> tuple:
-        if self.training and packed.symbol.numel() > positions:
+        if self.training == training and packed.symbol.numel() > positions:
             raise torch.OutOfMemoryError(f"{packed.symbol.shape}")
         return plain(self, packed, *args, **named)
 
@@ -175,7 +179,113 @@ def test_gradients_of_pieces_add_up_to_those_of_the_batch(kind: str, pieces: int
             torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-4, atol=1e-6)
 
 
+def test_no_room_for_the_model_is_no_matter_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_project(tmp_path)
+
+    def on_fit_start(self: VallEModule) -> None:
+        raise torch.OutOfMemoryError("the teacher moves to the GPU")
+
+    monkeypatch.setattr(VallEModule, "on_fit_start", on_fit_start)
+    with pytest.raises(CourseError, match=r"before the first batch: the model has [\d,]+ parameters"):
+        run(tmp_path, params(4))
+    (file,) = tmp_path.glob(".work/train-*/course.json")
+    assert json.loads(file.read_text())["pieces"] == 1
+
+
+def test_validation_that_does_not_fit_is_taken_in_pieces_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    for name in ("large", "small"):
+        make_project(tmp_path / name)
+    large = run(tmp_path / "large", params(2, batch_frames=300))
+    small_machine(monkeypatch, 100, training=False)
+    small = run(tmp_path / "small", params(2, batch_frames=300))
+    said = capfd.readouterr().err
+    assert "out of memory in validation with" in said and "its batches are taken in 4 pieces" in said
+    assert small["pieces"] == 1 and "every batch" not in said
+    figures = [name for name in large if name.startswith("val.")]
+    assert len(figures) > 5 and {name: small[name] for name in figures} == pytest.approx(
+        {name: large[name] for name in figures}, abs=2e-4
+    )
+    small_machine(monkeypatch, 8, training=False)
+    with pytest.raises(CourseError, match=r"one row of \d+ positions"):
+        run(tmp_path / "small", params(2, batch_frames=300))
+
+
+@pytest.mark.parametrize("kind", ["ar-depth", "ar+nar", "nar-len", "v2-nar"])
+def test_figures_of_pieces_are_those_of_the_batch(kind: str) -> None:
+    model = build(kind)
+    samples = [sample for seed in range(2) for sample in rows(model.config, seed)]
+    packed = pack([*samples, *(of_task("tts", 5, response=n) for n in (3, 11))], model.layout)
+    whole = figures_of(model, packed, 1)
+    for pieces in (2, 3, len(packed.symbol)):
+        found = figures_of(model, packed, pieces)
+        assert {k: float(v) for k, v in found.items()} == pytest.approx(
+            {k: float(v) for k, v in whole.items()}, abs=1e-4
+        )
+
+
+def test_a_process_that_the_oom_killer_ended_is_followed_by_one_with_smaller_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    make_project(tmp_path)
+    killed(tmp_path, params(4), step=3)
+    (file,) = tmp_path.glob(".work/train-*/course.json")
+    kept = json.loads(file.read_text())
+    assert kept["running"] is None  # it ended by itself
+    file.write_text(json.dumps(kept | {"running": ["today", 3]}))
+    monkeypatch.setattr(course, "oom_kills", lambda: ("today", 4))
+    assert run(tmp_path, params(4))["pieces"] == 2
+    assert "(OOM killer), or one beside it: every batch is taken in 2 pieces from now on" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("before, now, pieces", [
+    (("a", 3), ("a", 4), 2),
+    (("a", 3), ("a", 3), 1),  # ended by somebody else
+    (("a", 3), ("b", 4), 1),  # the machine began anew
+    (None, ("a", 4), 1),
+    (("a", 3), None, 1),
+])  # fmt: skip
+def test_only_what_the_system_counts_is_the_oom_killer(
+    before: tuple | None, now: tuple | None, pieces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(course, "oom_kills", lambda: now)
+    Course(tmp_path / "course.json", running=before).save()
+    found = Course.load(tmp_path / "course.json")
+    with found.under_way():
+        assert found.pieces == pieces and Course.load(found.path) == found and found.running == now
+    assert Course.load(found.path).running is None
+    Course(found.path, pieces=course.MOST, running=("a", 3)).save()
+    monkeypatch.setattr(course, "oom_kills", lambda: ("a", 4))
+    with pytest.raises(CourseError, match="OOM killer"), Course.load(found.path).under_way():
+        pass
+
+
+def _looked_at(config: TrainConfig, losses: list[float]) -> None:
+    """Show a guard these losses, one a step."""
+    guard = Guard(config, Course(Path("course.json")), Stop())
+    guard._pending = [torch.tensor([loss, 0.0]) for loss in losses]
+    strategy = SimpleNamespace(reduce=lambda values, reduce_op: values)
+    guard._look(SimpleNamespace(global_step=len(losses), strategy=strategy))
+
+
+def test_batches_of_a_harder_task_are_no_jump_and_neither_is_a_new_stage() -> None:
+    plain = train_config(max_steps=100)
+    _looked_at(plain, [1.0, 1.0, 4.5, 1.0] * 20)
+    with pytest.raises(Diverged, match=r"step 81: the loss is 6, 6.0 times the median"):
+        _looked_at(plain, [1.0, 1.0, 4.5, 1.0] * 20 + [6.0])
+    staged = train_config(max_steps=100, stages=[{"until": 40, "text_dropout": 0.5}])
+    _looked_at(staged, [1.0] * 40 + [5.0] * 40)
+    with pytest.raises(Diverged, match="step 41"):
+        _looked_at(plain, [1.0] * 40 + [5.0] * 40)
+
+
 def test_what_counts_as_out_of_memory() -> None:
     said = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
     assert all(map(is_memory_error, (torch.OutOfMemoryError("x"), MemoryError(), RuntimeError(said))))
+    for cublas in ("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "CUDNN_STATUS_ALLOC_FAILED"):
+        assert is_memory_error(RuntimeError(f"CUDA error: {cublas}"))
+    assert is_memory_error(RuntimeError("std::bad_alloc")) and is_memory_error(
+        RuntimeError("CUDA error: out of memory")
+    )
     assert not any(map(is_memory_error, (RuntimeError("shape mismatch"), ValueError("not enough memory"))))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def fit(
     """Train ``model`` in place; arguments are those of ``train``.
 
     Raises:
-        CourseError: it diverges whatever the rate, or one row does not fit into memory.
+        CourseError: it diverges whatever the rate, or the model or one row does not fit into memory.
         CheckpointError: no room for a checkpoint.
         KeyboardInterrupt: it was stopped before the last step.
     """
@@ -85,21 +86,22 @@ def fit(
         compile_blocks(model.backbone)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     stop = Stop()
-    while True:
-        curves = Curves(work.path / "train.csv", config.max_steps, log, live and live / "train.csv")
-        guard, average = Guard(config, course, stop), Average(config.ema_decay)
-        watching: list[Callback] = [guard] + [average] * (not config.shares_weights)
-        if rank_of() == 0:
-            watching.append(curves)
-            if show is not None and config.samples is not None:
-                watching.append(Samples(config, average, curves, show, (live or work.path) / "samples"))
-        trainer = _trainer(config, work, course, watching)
-        if _run(trainer, module, data, work, course, guard):
-            break
-        del trainer
-        module.zero_grad()  # gradients there tell torch that an optimiser has state already
-        gc.collect()  # what the failed step holds, before the next begins
-        torch.cuda.empty_cache()
+    with course.under_way() if rank_of() == 0 else nullcontext():
+        while True:
+            curves = Curves(work.path / "train.csv", config.max_steps, log, live and live / "train.csv")
+            guard, average = Guard(config, course, stop), Average(config.ema_decay)
+            watching: list[Callback] = [guard] + [average] * (not config.shares_weights)
+            if rank_of() == 0:
+                watching.append(curves)
+                if show is not None and config.samples is not None:
+                    watching.append(Samples(config, average, curves, show, (live or work.path) / "samples"))
+            trainer = _trainer(config, work, course, watching)
+            if _run(trainer, module, data, work, course, guard):
+                break
+            del trainer
+            module.zero_grad()  # gradients there tell torch that an optimiser has state already
+            gc.collect()  # what the failed step holds, before the next begins
+            torch.cuda.empty_cache()
     if trainer.global_step < config.max_steps:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step} of {config.max_steps}: run again to go on")
     if config.shares_weights:
@@ -131,6 +133,19 @@ def _start_again(work: WorkFolder, course: Course) -> int:
     return start
 
 
+def _too_large(module: VallEModule) -> str:
+    """What to say where there was no room before the first batch came."""
+    count, teacher = sum(p.numel() for p in module.model.parameters()), module.teacher
+    beside = ""
+    if teacher is not None:
+        beside = f", its teacher another {sum(p.numel() for p in teacher.model.parameters()):,} (train.distill)"
+    return (
+        f"out of memory before the first batch: the model has {count:,} parameters (training keeps about five numbers "
+        f"for each){beside}: make the model smaller, end what else uses the memory, or share the weights between GPUs "
+        "(train.strategy fsdp)"
+    )
+
+
 def _run(trainer: pl.Trainer, module: VallEModule, data: Data, work: WorkFolder, course: Course, guard: Guard) -> bool:
     """Train from the last whole checkpoint on; false where the course was changed and it has to begin anew."""
     found, config = find(work.path), module.config
@@ -145,6 +160,8 @@ def _run(trainer: pl.Trainer, module: VallEModule, data: Data, work: WorkFolder,
     except Exception as error:
         if not is_memory_error(error):
             raise
+        if guard.shape == (0, 0):
+            raise CourseError(_too_large(module)) from error
         _, start = find(work.path)
         said = course.halve(guard.shape, start)
         if trainer.world_size > 1:  # the others wait in the middle of a step

@@ -57,6 +57,7 @@ class Guard(Callback):
         self.config, self.course, self.stop = config, course, stop
         self.shape = (0, 0)
         self.recent: deque[float] = deque(maxlen=WINDOW)
+        self._changes = {phase.first for phase in config.phases}  # what is learned from there on may cost more
         self._sum, self._norm = 0.0, None
         self._pending: list[Tensor] = []
 
@@ -111,12 +112,15 @@ class Guard(Callback):
         values = trainer.strategy.reduce(torch.stack(self._pending), reduce_op="mean").tolist()
         first, self._pending = last - len(values) + 1, []
         for step, (loss, norm) in enumerate(values, first):
+            if step - 1 in self._changes:
+                self.recent.clear()
             if not math.isfinite(loss):
                 raise Diverged(step, f"the loss is {loss}")
             if not math.isfinite(norm):
                 raise Diverged(step, f"the norm of the gradient is {norm}")
             usual, spike = median(self.recent) if len(self.recent) >= FEWEST else math.inf, self.config.rollback.spike
-            if spike is not None and loss > spike * usual and loss > usual + JUMP:
+            beyond = loss > max(self.recent, default=math.inf)  # batches of a harder task were as high before
+            if spike is not None and beyond and loss > spike * usual and loss > usual + JUMP:
                 raise Diverged(step, f"the loss is {loss:.3g}, {loss / usual:.1f} times the median before it")
             self.recent.append(loss)
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from vall_e.models.losses import targets
-from vall_e.models.packing import Packed
+from vall_e.models.packing import IGNORE, Packed
+from vall_e.models.vall_e import VallE
+from vall_e.tasks import NAMES
 
 _NO_ROOM = (  # what torch's own RuntimeErrors say where it has no class for them
     "not enough memory",
@@ -60,6 +62,32 @@ def split(packed: Packed, pieces: int) -> list[Packed]:
         shares = {kind: pieces * here.get(kind, 0) / count for kind, count in whole.items()}
         out.append(Piece(*_tensors(piece), shares))
     return out
+
+
+def figures_of(model: VallE, packed: Packed, pieces: int) -> dict[str, torch.Tensor]:
+    """``loss`` and the figures of ``VallE.loss`` for a batch that comes in ``pieces``, at most as many as it has rows:
+    the means over the whole batch's targets."""
+    if pieces == 1:
+        loss, figures = model.loss(packed)
+        return figures | {"loss": loss}
+    sums: dict[str, torch.Tensor] = {}
+    weights: dict[str, float] = {}
+    for piece in split(packed, pieces):
+        loss, figures = model.loss(piece, shares=piece.shares)
+        for name, value in (figures | {"loss": loss}).items():
+            weight = 1.0 if name == "loss" else _targets_of(name, piece)
+            sums[name] = sums.get(name, 0.0) + weight * value
+            weights[name] = weights.get(name, 0.0) + weight
+    return {name: value / weights[name] for name, value in sums.items()}
+
+
+def _targets_of(name: str, piece: Piece) -> float:
+    """How many targets the figure ``name`` is a mean over, to a factor that is the same in each piece."""
+    kind = {"phone": "alignment"}.get(name, name.rpartition(".")[2])
+    if kind in piece.shares:
+        return piece.shares[kind]
+    rows = piece.header[:, 0] == 1 + NAMES.index(kind)
+    return int((piece.target[rows] != IGNORE).sum() + (piece.written[rows] != IGNORE).sum())
 
 
 def is_memory_error(error: BaseException) -> bool:

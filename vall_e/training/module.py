@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 
 import lightning.pytorch as pl
@@ -12,8 +13,9 @@ from vall_e.config import TrainConfig
 from vall_e.models.packing import Packed
 from vall_e.models.vall_e import VallE
 from vall_e.nn.layerskip import drop_layers, exit_weights
+from vall_e.training.course import no_room
 from vall_e.training.distill import Teacher
-from vall_e.training.memory import Piece
+from vall_e.training.memory import Piece, figures_of, is_memory_error
 from vall_e.training.optimizers import build_optimizer, rate_factor
 from vall_e.training.ranks import seed_step
 
@@ -28,11 +30,14 @@ class VallEModule(pl.LightningModule):
 
     Args:
         teacher: to learn from beside the recordings.
+
+    Attributes:
+        pieces: that a batch of validation comes in.
     """
 
     def __init__(self, model: VallE, train: TrainConfig, teacher: Teacher | None = None) -> None:
         super().__init__()
-        self.model, self.config, self.teacher = model, train, teacher
+        self.model, self.config, self.teacher, self.pieces = model, train, teacher, 1
         self._firsts = [phase.first for phase in train.phases]
         self._factors = [factors_of(phase.train, model) for phase in train.phases]
         if train.layerskip is not None:
@@ -72,9 +77,25 @@ class VallEModule(pl.LightningModule):
         self.log_dict(self.validated(batch), batch_size=len(batch.symbol), sync_dist=self.trainer.world_size > 1)
 
     def validated(self, batch: Packed) -> dict[str, Tensor]:
-        """Figures of a validation batch, scalars."""
-        loss, figures = self.model.loss(batch)
-        return {f"val.{k}": v for k, v in figures.items()} | {"val.loss": loss}
+        """Figures of a validation batch, scalars; one that does not fit into memory is taken in pieces.
+
+        Raises:
+            CourseError: one row does not fit.
+        """
+        rows, positions = batch.symbol.shape
+        while True:
+            try:
+                figures = figures_of(self.model, batch, min(self.pieces, rows))
+                return {f"val.{name}": value for name, value in figures.items()}
+            except Exception as error:
+                if not is_memory_error(error) or self.config.strategy == "fsdp":  # whose processes gather together
+                    raise
+                if self.pieces >= rows:
+                    raise no_room(positions) from error
+            self.pieces *= 2  # out here, where nothing holds the failed one
+            torch.cuda.empty_cache()
+            said = f"out of memory in validation with {rows} rows of {positions} positions"
+            print(f"train: {said}: its batches are taken in {self.pieces} pieces", file=sys.stderr, flush=True)
 
     def configure_optimizers(self) -> dict:
         optimizer = build_optimizer(self.model, self.config)
