@@ -140,6 +140,12 @@ class Params(Section):
             raise ValueError(f"train.layerskip: backbone {self.model.backbone} has no early exits")
         if self.train.layerskip is not None and self.model.layers < 2:
             raise ValueError("train.layerskip needs model.layers of 2 or more")
+        speaks = KINDS[self.model.kind].modes != ("level",) and "tts" in self.model.tasks
+        if self.train.samples is not None and not speaks:
+            raise ValueError(
+                f"train.samples: a model of kind {self.model.kind} with the tasks {', '.join(self.model.tasks)} cannot "
+                "read a text aloud by itself: set train.samples to null"
+            )
         mixed = self.encode.mixtures
         there = {"noise": mixed and mixed.noise, "overlap": mixed and mixed.overlap_db}
         for task in self.model.tasks:

@@ -21,6 +21,7 @@ from tests.training.test_run import make_project, params, run
 from vall_e.training import checkpoints
 from vall_e.training import run as training
 from vall_e.training.checkpoints import CheckpointError, find
+from vall_e.training.curves import Curves
 from vall_e.training.ranks import seed_step
 
 STEPS = {"checkpoint_every": 2}
@@ -91,6 +92,22 @@ def test_a_file_system_that_really_refuses_to_write_on_is_named(tmp_path: Path) 
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert not list(_work(tmp_path).glob("*.ckpt"))
+
+
+def test_curves_that_cannot_be_written_say_where_room_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, plain = tmp_path / "train.csv", Path.open
+    Curves._append(path, [(1, "train", "loss", "2")])
+
+    def full(self: Path, *args: object, **named: object) -> object:
+        if self == path:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return plain(self, *args, **named)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match=r"train.csv: the learning curves .*No space left.* MB are free .*make room"):
+        Curves._append(path, [(2, "train", "loss", "2")])
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])

@@ -183,6 +183,8 @@ def test_an_audition_leaves_waves_pictures_and_what_was_heard(tmp_path: Path, ki
             assert (folder / f"{row['name']}-{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_models_that_cannot_speak_are_refused_before_they_train(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="kind nar .*set train.samples to null"):
-        Audition(params(2, {"kind": "nar"}), None, None, lambda _: None)
+@pytest.mark.parametrize("model", [{"kind": "nar"}, {"kind": "ar", "tasks": ("stt",)}])
+def test_models_that_cannot_speak_are_refused_where_settings_are_read(model: dict) -> None:
+    with pytest.raises(ValueError, match=f"kind {model['kind']} .*set train.samples to null"):
+        params(2, model, samples={"every": 2})
+    assert params(2, model).model.kind == model["kind"]

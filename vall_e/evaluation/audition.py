@@ -22,7 +22,6 @@ from vall_e.evaluation.error_rates import word_errors
 from vall_e.evaluation.normalisers import read_hypothesis
 from vall_e.evaluation.pictures import codes_picture, maps_picture
 from vall_e.evaluation.run import Listener
-from vall_e.family import KINDS
 from vall_e.generation.alignment import aligned_row, first_frame
 from vall_e.generation.respond import respond
 from vall_e.models.packing import Place, pack
@@ -42,9 +41,6 @@ class Audition:
         tokenizer: names the phones in pictures.
         keep: called with each folder of samples that is whole.
         recogniser: listens; None takes the configured one, and nobody where that is not installed.
-
-    Raises:
-        ValueError: the model cannot speak.
     """
 
     def __init__(
@@ -55,11 +51,6 @@ class Audition:
         keep: Callable[[Path], None],
         recogniser: Listener | None = None,
     ) -> None:
-        if KINDS[params.model.kind].modes == ("level",) or "tts" not in params.model.tasks:
-            raise ValueError(
-                f"train.samples: a model of kind {params.model.kind} with the tasks {', '.join(params.model.tasks)} "
-                "cannot read a text aloud by itself: set train.samples to null"
-            )
         self.params, self.codec, self.tokenizer, self.keep = params, codec, tokenizer, keep
         self.recogniser, self.listens = recogniser, params.train.samples is not None and params.train.samples.wer
         plain = {"candidates": 1, "rank": "auto", "speculation": None, "beam": None}

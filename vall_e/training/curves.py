@@ -128,11 +128,18 @@ class Curves(Callback):
     @staticmethod
     def _append(path: Path, rows: Iterable[tuple[object, ...]]) -> None:
         text = lines(rows)
-        if not path.is_file():
-            write_text(path, lines([HEADER]) + text)
-            return
-        with path.open("a", newline="", encoding="utf-8") as file:
-            file.write(text)  # at once: whoever reads sees whole rows
+        try:
+            if not path.is_file():
+                write_text(path, lines([HEADER]) + text)
+                return
+            with path.open("a", newline="", encoding="utf-8") as file:
+                file.write(text)  # at once: whoever reads sees whole rows
+        except OSError as error:
+            free = shutil.disk_usage(path.parent).free / 2**20
+            raise OSError(
+                f"{path}: the learning curves could not be written ({error}; {free:.1f} MB are free there): make room "
+                "and run again, training goes on from its last checkpoint"
+            ) from error
 
     def _forget(self, step: int) -> None:
         """Drop rows behind ``step``: they were written after the checkpoint that training goes on from."""
