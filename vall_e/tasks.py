@@ -46,6 +46,11 @@ class Task:
     def parallel(self) -> bool:
         return self.output == "codes"
 
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether nothing can be made for a speaker of whom there is nothing else."""
+        return "prompt" in self.inputs and "prompt" not in self.optional
+
 
 TASKS: dict[str, Task] = {
     "tts": Task(("text", "prompt"), optional=("text", "prompt")),

@@ -78,6 +78,32 @@ def test_joined_clips_share_a_speaker_and_their_text_is_joined_with_a_gap() -> N
     assert sample.response.shape[1] == sum(lengths) + 3  # 0.06 s at 50 frames a second
 
 
+@pytest.mark.parametrize("join", [None, JoinConfig(min_clips=2, max_clips=3, gap_seconds=(0.0, 0.0))])
+def test_a_prompt_is_never_of_the_response_and_empty_where_nothing_else_is_left(join: JoinConfig | None) -> None:
+    few, train = corpus(4, speakers=3), train_config(text_dropout=0.0, prompt_dropout=0.0, join=join)
+    maker, rng = SampleMaker(few, train, model_config(), CODES, SPACE, 0, 0.0, augment=True), np.random.default_rng(0)
+    for i in [0, 3] * 40 + [1, 2] * 3:
+        made = maker.make(i, 10**6, rng)
+        assert {int(t) for t in made.text if t != SPACE} == {4 + i}  # the other is left for the prompt
+        assert (made.prompt.shape[1] == 0) == (i in (1, 2))
+        if i in (0, 3):
+            other = few.utterances[3 - i].codes
+            starts = range(other.shape[1] - made.prompt.shape[1] + 1)
+            assert any((other[:, at : at + made.prompt.shape[1]] == made.prompt).all() for at in starts)
+
+
+def test_a_prompt_of_short_words_is_as_long_as_it_should_be_or_has_each_once() -> None:
+    words, rng = corpus(72, speakers=3), np.random.default_rng(0)
+    long = train_config(prompt_dropout=0.0, prompt_seconds=(1.2, 1.2), join=None)  # 60 frames of words of 4 to 7
+    maker = SampleMaker(words, long, model_config(), CODES, SPACE, 0, 0.0, augment=True)
+    assert {maker.make(i, 0, rng).prompt.shape[1] for i in range(72)} == {60}
+    endless = long.model_copy(update={"prompt_seconds": (9.0, 9.0)})
+    maker = SampleMaker(words, endless, model_config(), CODES, SPACE, 0, 0.0, augment=True)
+    for i in range(72):
+        others = [u.frames for u in words.utterances if u.index != i and u.speaker == words.utterances[i].speaker]
+        assert maker.make(i, 0, rng).prompt.shape[1] == sum(others)
+
+
 def test_frames_of_joined_clips_know_their_phones() -> None:
     """Words of one phone each: a clip's frames are its phone's, a pause's the gap's."""
     maker = _maker(train_config(text_dropout=0.0, join=JoinConfig(min_clips=3, max_clips=3, gap_seconds=(0.06, 0.06))))
@@ -275,7 +301,7 @@ def test_tasks_are_mixed_by_their_weights_and_hold_what_they_say() -> None:
     with pytest.raises(ValueError, match="task_weights names ns"):
         SampleMaker(corpus(), train_config(task_weights={"ns": 1.0}), config, CODES, SPACE, 0, 0.0, augment=True)
     noisy = model_config("ar+nar", tasks=("tts", "ns"))
-    with pytest.raises(ValueError, match="no mixtures to learn ns from: set encode.mixtures.noise"):
+    with pytest.raises(ValueError, match="nothing to learn ns from: set encode.mixtures.noise"):
         SampleMaker(corpus(), train_config(), noisy, CODES, SPACE, 0, 0.0, augment=True)
 
 

@@ -122,8 +122,23 @@ def test_an_utterance_without_a_partner_is_given_another_task() -> None:
     rng = np.random.default_rng(0)
     tasks = [Counter(maker.make(i, 0, rng).task for _ in range(40)) for i in (2, 3)]
     assert set(tasks[0]) == {"tts"} and set(tasks[1]) == {"tts", "tse"}
-    with pytest.raises(ValueError, match="some utterances have no mixture to learn tse from: add a task"):
+    with pytest.raises(ValueError, match="some utterances have no mixture to learn tse from, .*: add a task"):
         SampleMaker(part, train_config(), model_config(tasks=("tse",)), CODES, SPACE, 0, 0.0, augment=True)
+
+
+def test_a_speaker_of_one_utterance_is_given_no_task_that_needs_a_prompt() -> None:
+    few = corpus(4, speakers=3, mixtures=("overlap",))  # u0 and u3 are one speaker's, u1 and u2 are alone
+
+    def maker(spoken: CodesCorpus, *tasks: str) -> SampleMaker:
+        return SampleMaker(spoken, train_config(), model_config(tasks=tasks), CODES, SPACE, 0, 0.0, augment=True)
+
+    several, rng = maker(few, "tts", "tse", "vc"), np.random.default_rng(0)
+    tasks = [{several.make(i, 10**6, rng).task for _ in range(40)} for i in range(4)]
+    assert tasks == [{"tts", "tse", "vc"}, {"tts"}, {"tts"}, {"tts", "tse", "vc"}]
+    with pytest.raises(ValueError, match="or no other utterance of their speaker for its prompt: add a task"):
+        maker(few, "tse")
+    with pytest.raises(ValueError, match="nothing to learn vc from: give speakers a second utterance"):
+        maker(corpus(3, speakers=3), "tts", "vc")
 
 
 def test_a_corpus_without_mixtures_is_refused_in_training_with_the_remedy() -> None:
@@ -186,7 +201,7 @@ def settings(kind: str) -> Params:
 def test_a_model_trains_on_all_twelve_tasks(tmp_path: Path, kind: str) -> None:
     assert len(NAMES) == 12
     make_project(tmp_path)
-    with pytest.raises(ValueError, match="no mixtures to learn ns, sr, nse from|no mixtures to learn ns, sr, tse"):
+    with pytest.raises(ValueError, match="nothing to learn ns, sr, nse from|nothing to learn ns, sr, tse"):
         run(tmp_path, settings(kind))
     add_mixtures(tmp_path)
     figures = run(tmp_path, settings(kind))

@@ -1,4 +1,4 @@
-"""Mixtures in the loader: which tasks have some to learn from, and those of joined clips.
+"""What a corpus can teach: which tasks have something to learn from, and the mixtures of joined clips.
 
 Dimensions: L levels, R response frames.
 """
@@ -15,6 +15,7 @@ from vall_e.tasks import TASKS
 _REMEDIES = {
     "noise": "set encode.mixtures.noise to a folder of noise recordings",
     "overlap": "set encode.mixtures.overlap_db (two speakers must be left in the split)",
+    None: "give speakers a second utterance for the prompt",
 }
 
 
@@ -22,28 +23,34 @@ def learnable(weights: Mapping[str, float], corpus: CodesCorpus, *, training: bo
     """The tasks that ``corpus`` holds samples of, with their weights; in training these must be all.
 
     Raises:
-        ValueError: mixtures are missing, with the remedy.
+        ValueError: mixtures are missing, or every speaker's second utterance, with the remedy.
     """
-    missing = {task: len(corpus.utterances) - _count(task, corpus) for task in weights}
-    lacking = [task for task in weights if not _count(task, corpus)]
+    counts = {task: _count(task, corpus) for task in weights}
+    lacking = [task for task in weights if not counts[task]]
     if lacking and (training or len(lacking) == len(weights)):
-        remedy = _REMEDIES[TASKS[lacking[0]].mixture or "noise"]
+        kind = TASKS[lacking[0]].mixture
+        remedy = _REMEDIES[kind if not corpus.mixtures.get(kind) else None]
         raise ValueError(
-            f"this corpus holds no mixtures to learn {', '.join(lacking)} from: {remedy} and run the encode stage "
+            f"this corpus holds nothing to learn {', '.join(lacking)} from: {remedy} and run the encode stage "
             "again, or leave them out of model.tasks"
         )
-    if all(missing.values()):
+    if max(counts.values()) < len(corpus.utterances):
         raise ValueError(
-            f"some utterances have no mixture to learn {', '.join(weights)} from: add a task without, such as tts, to "
-            "model.tasks"
+            f"some utterances have no mixture to learn {', '.join(weights)} from, or no other utterance of their "
+            "speaker for its prompt: add a task without, such as tts, to model.tasks"
         )
     return {task: weight for task, weight in weights.items() if task not in lacking}
 
 
 def _count(task: str, corpus: CodesCorpus) -> int:
     """Utterances that samples of ``task`` can be made of."""
-    kind = TASKS[task].mixture
-    return len(corpus.utterances) if kind is None else len(corpus.mixtures.get(kind, ()))
+    kind, speakers = TASKS[task].mixture, corpus.utterances.groups["speaker"]
+    able = np.ones(len(corpus.utterances), dtype=bool)
+    if kind is not None:
+        able = corpus.mixtures[kind].starts >= 0 if kind in corpus.mixtures else ~able
+    if TASKS[task].needs_prompt:
+        able = able & (np.diff(speakers.starts)[speakers.code] > 1)
+    return int(able.sum())
 
 
 def join_mixtures(

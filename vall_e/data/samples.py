@@ -23,6 +23,7 @@ from vall_e.tasks import TASKS
 BAND = 0.15  # of a clip's phones: how far from an even pace speech may be
 NARROWEST = 0.75  # phones
 GROWN = 10**9  # a step behind every curriculum
+PARTS = 64  # utterances that a prompt is joined of, at most
 
 
 class SampleMaker:
@@ -132,15 +133,19 @@ class SampleMaker:
         return Sample(phones, prompt, response, mode=self.first_modes[0], language=language), clips
 
     def _task(self, clips: Sequence[Utterance], rng: np.random.Generator) -> str:
-        """One of those that can be made of these clips: some may have no mixture with another voice."""
+        """One of those that can be made of these clips: some may have no mixture with another voice, or nothing else
+        of their speaker for a prompt."""
         if len(self.tasks) == 1:
             return self.tasks[0]
-        shares, kinds = self.task_p, [TASKS[task].mixture for task in self.tasks]
-        there = {
-            kind: kind is None or all(clip.index in self.corpus.mixtures[kind] for clip in clips) for kind in kinds
+        shares, rows = self.task_p, [TASKS[task] for task in self.tasks]
+        mixed = {
+            kind: kind is None or all(clip.index in self.corpus.mixtures[kind] for clip in clips)
+            for kind in {row.mixture for row in rows}
         }
-        if not all(there.values()):
-            shares = shares * [there[kind] for kind in kinds]
+        alone = len(self.corpus.utterances.groups["speaker"].like(clips[0].index)) == 1
+        there = [mixed[row.mixture] and not (alone and row.needs_prompt) for row in rows]
+        if not all(there):
+            shares = shares * there
             shares = shares / shares.sum()
         return self.tasks[int(rng.choice(len(self.tasks), p=shares))]
 
@@ -162,6 +167,7 @@ class SampleMaker:
     def _joined(self, index: int, join: JoinConfig, step: int, rng: np.random.Generator) -> list[Utterance]:
         first = self.corpus.utterances[index]
         pool = self.corpus.utterances.groups["tongue"].like(index)
+        spoken = len(self.corpus.utterances.groups["speaker"].like(index))
         least, most = join.min_clips, join.max_clips
         if step < join.curriculum_steps:
             least = 1
@@ -176,6 +182,8 @@ class SampleMaker:
                 clips = clips[: max(1, int((ends <= join.max_seconds).sum()))]
             gaps = np.ceil(join.gap_seconds[1] * self.corpus.frame_rate) * np.arange(len(clips))
             clips = clips[: max(1, int((np.cumsum([clip.frames for clip in clips]) + gaps <= self.limit).sum()))]
+            while len({clip.index for clip in clips}) == spoken > 1:  # something is left for the prompt
+                clips.pop()
             text = " ".join(c.text for c in clips)
             if not self.augment or not held_out(text, self.held_out_seed, self.held_out_fraction):
                 return clips
@@ -206,20 +214,23 @@ class SampleMaker:
         return self.corpus.silence[:, (rng.integers(have) + np.arange(frames)) % have]
 
     def _prompt(self, clips: Sequence[Utterance], rng: np.random.Generator, *, noisy: bool = False) -> np.ndarray:
-        """Codes int64 [L, P] of the same speaker saying something else (in noise), cut or joined to
-        ``train.prompt_seconds``."""
-        used = {clip.index for clip in clips}
+        """Codes int64 [L, P] of the same speaker saying something else (in noise), cut to ``train.prompt_seconds``
+        or joined of different utterances; shorter where there are no more, P = 0 where there is none."""
         pool = self.corpus.utterances.groups["speaker"].like(clips[0].index)
         near = () if self.corpus.similar is None else self.corpus.similar[clips[0].index]
         wanted = round(rng.uniform(*self.train.prompt_seconds) * self.corpus.frame_rate)
+        others = pool[rng.choice(len(pool), size=min(len(pool), len(clips) + PARTS), replace=False)].tolist()
+        if len(near) and rng.random() < self.train.similar_probability:
+            others.insert(0, int(near[rng.integers(len(near))]))
+        used = {clip.index for clip in clips}
         parts: list[np.ndarray] = []
         total = 0
-        for attempt in range(8):
-            source = near if attempt == 0 and len(near) and rng.random() < self.train.similar_probability else pool
-            other = self.corpus.utterances[source[rng.integers(len(source))]]
-            if other.index in used and len(pool) > len(clips):
+        for index in others:
+            if index in used:
                 continue
-            parts.append(self.corpus.mixtures["noise"][other.index].codes if noisy else other.codes)
+            used.add(index)
+            other = self.corpus.utterances[index]
+            parts.append(self.corpus.mixtures["noise"][index].codes if noisy else other.codes)
             total += other.frames
             if total >= wanted:
                 break
