@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tests.tiny import CODES, corpus, model_config, train_config
 from vall_e.config import ConfigError, TrainConfig, parse_params
 from vall_e.corpus.splits import held_out
-from vall_e.data.batches import POOL, Batches
+from vall_e.data.batches import POOL, Batches, cut
 from vall_e.data.samples import SampleMaker, diagonal, dropped
 from vall_e.family import KINDS, level_shares
 from vall_e.regimen import JoinConfig, TokenDropoutConfig
@@ -53,9 +54,42 @@ def test_every_utterance_comes_once_an_epoch() -> None:
 
 
 def test_batches_keep_to_their_budget() -> None:
-    batches = Batches(_maker(train_config()), 200, 0)
-    cost = [len(b) * max(map(batches.maker.layout.length, b)) for b in (batches.batch(k) for k in range(POOL * 4))]
-    assert 120 < np.mean(cost) < 260
+    for budget in (200, 800):
+        batches = Batches(_maker(train_config()), budget, 0)
+        area = [len(b) * max(map(batches.maker.layout.length, b)) for b in (batches.batch(k) for k in range(POOL * 4))]
+        assert np.mean(area) == pytest.approx(budget, rel=0.1) and max(area) < 1.2 * budget
+
+
+def _areas(lengths: list[int], edges: list[int]) -> list[int]:
+    return [(b - a) * lengths[b - 1] for a, b in pairwise(edges)]
+
+
+@pytest.mark.parametrize("rows", ["two lengths", "all lengths", "alike"])
+def test_the_largest_batch_of_mixed_lengths_keeps_to_the_budget(rows: str) -> None:
+    """One row in a hundred is 22 times as long: at equal sums the batch at the border held 230,000 positions."""
+    rng, budget, count = np.random.default_rng(0), 20000, 32
+    for _ in range(4):
+        made = {
+            "two lengths": rng.choice([100, 2250], p=[0.99, 0.01], size=8000),
+            "all lengths": rng.lognormal(5.5, 0.6, size=8000).clip(40, 2250).astype(int),
+            "alike": np.full(8000, 600),
+        }[rows]
+        enough = round(count * budget / (made.mean() * 1.05) / 4) * 4
+        lengths = sorted(made[:enough].tolist())
+        edges = cut(lengths, count, 4)
+        assert len(edges) == count + 1 and edges[0] == 0 and edges[-1] == len(lengths)
+        assert all(a < b and a % 4 == 0 for a, b in pairwise(edges))
+        areas = _areas(lengths, edges)
+        assert max(areas) < 1.15 * budget and sum(areas) < 1.1 * sum(lengths)  # hardly any padding
+
+
+def test_no_other_cuts_have_a_smaller_largest_batch() -> None:
+    rng = np.random.default_rng(0)
+    for count, group in ((3, 1), (4, 1), (3, 2)) * 10:
+        lengths = sorted(rng.integers(1, 30, size=group * int(rng.integers(count, 10))).tolist())
+        inner = combinations(range(group, len(lengths), group), count - 1)
+        least = min(max(_areas(lengths, [0, *edges, len(lengths)])) for edges in inner)
+        assert max(_areas(lengths, cut(lengths, count, group))) == least
 
 
 def test_held_out_strings_are_never_made() -> None:

@@ -1,7 +1,7 @@
 """Which samples make batch k: a pure function of (seed, k), so that resuming costs nothing and forgets nothing.
 
-Utterances come in shuffled epochs; a pool of several batches is sorted by length and cut into batches of equal
-cost, in shuffled order, so that little of a batch is padding.
+Utterances come in shuffled epochs; a pool of several batches is sorted by length and cut so that the largest batch,
+padding included, is as small as it can be. They come in shuffled order.
 
 Of several processes that train together, each takes whole pools in turn and makes no others. So what W processes see in
 the steps of a pool is what one process sees in W pools: the same samples, each once.
@@ -15,8 +15,11 @@ parameters on 2 cores: 590 ms a step at first and 850 after 150 steps of free sh
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from copy import copy
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,7 +37,7 @@ class Batches:
 
     Args:
         maker: makes the samples; its ``train`` says which utterances come, how often and in which order.
-        frames: positions that a batch should hold, padding included.
+        frames: positions that a batch should hold, padding included; those of a pool hold about as many on average.
         seed: of everything drawn.
         pool: batches that are sorted by length together, and made at once.
 
@@ -90,13 +93,37 @@ class Batches:
         step = number * count // self.maker.train.accumulate
         samples = [self.maker.make(int(index), step, rng) for index in self.order.at(places)]
         samples.sort(key=self.maker.layout.length)
-        cost = np.cumsum([self.maker.layout.length(sample) for sample in samples])
-        groups, cuts = len(samples) // self.group, np.arange(1, count)
-        edges = np.searchsorted(cost[self.group - 1 :: self.group], cost[-1] * cuts / count) + 1
-        edges = np.maximum.accumulate(np.clip(edges, cuts, groups - count + cuts)) * self.group
-        batches = [samples[a:b] for a, b in zip((0, *edges), (*edges, len(samples)), strict=True)]
+        edges = cut([self.maker.layout.length(sample) for sample in samples], count, self.group)
+        batches = [samples[a:b] for a, b in pairwise(edges)]
         turn = range(count) if self.order.rises(int(places[-1])) else rng.permutation(count)
         return [batches[i] for i in turn]
+
+
+def cut(lengths: Sequence[int], count: int, group: int) -> list[int]:
+    """Where to cut rows into batches so that the largest area, rows times the longest, is as small as it can be.
+
+    Args:
+        lengths: of the rows, rising.
+        count: of batches.
+        group: rows stay together in such groups, of which there are ``count`` or more.
+
+    Returns:
+        ``count + 1`` places: 0, the first rows of all other batches, and the number of rows.
+    """
+    longest = [length * group for length in lengths[group - 1 :: group]]  # area of a batch of one group by its last
+
+    def cuts(area: int) -> list[int] | None:
+        """From the longest rows down, to each batch what fits into ``area``: no way leaves fewer rows to the rest."""
+        end, edges = len(longest), [len(lengths)]
+        for left in range(count - 1, 0, -1):
+            end -= min(area // longest[end - 1], end - left)
+            edges.append(end * group)
+        return [0, *edges[::-1]] if end * longest[end - 1] <= area else None
+
+    areas = range(longest[-1], longest[-1] * len(longest) + 1)
+    best = cuts(areas[bisect_left(areas, True, key=lambda area: cuts(area) is not None)])
+    assert best is not None
+    return best
 
 
 def _balanced(maker: SampleMaker) -> Grouping | None:
