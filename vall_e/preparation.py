@@ -42,6 +42,7 @@ class RayConfig(Section):
     address: str | None = Field(None, description="auto, HOST:PORT or ray://HOST:PORT; null: a cluster of this machine")
     cpus_per_worker: PositiveFloat = Field(1.0, description="cores that a worker books; it computes with one")
     gpus_per_worker: Annotated[float, Field(ge=0.0)] = Field(0.0, description="GPUs that a worker books, 0.5 is half")
+    wait_seconds: PositiveFloat = Field(60.0, description="until one worker has room; longer where nodes must start")
 
 
 class ExecutorConfig(Section):

@@ -61,9 +61,33 @@ def rows_that_kill(folder: Path, state: int, job: Shard, advance, death: str = "
             os._exit(3)
         advance(1)
     if not job.trial:
-        left = [row["id"] for row, how in job.poisoned if how == death]
+        left = [row["id"] for row, how in job.poisoned if how == f"its worker died: {death}"]
         text = " ".join([*(row["id"] for row in job.rows), "-", *left])
         (folder / job.name).write_text(text)
+
+
+def rows_that_raise(folder: Path, state: int, job: Shard, advance) -> None:
+    for row in job.rows:
+        if row["id"].startswith("bad"):
+            raise {"v": ValueError, "r": RuntimeError}[row["id"][3]]("a size\nof nothing")
+        advance(1)
+    if not job.trial:
+        left = [f"{row['id']}: {why}" for row, why in job.poisoned]
+        (folder / job.name).write_text(" ".join([*(row["id"] for row in job.rows), "-", *left]))
+
+
+def model_away(state: None) -> int:
+    raise RuntimeError("no model")
+
+
+def disk_full(state: int, job: Shard, advance) -> None:
+    if not job.trial:
+        raise OSError(28, "No space left on device")
+
+
+def raises_together(state: int, job: Shard, advance) -> None:
+    if len(job.rows) > 2:
+        raise RuntimeError("too much at once")
 
 
 def kills_together(state: int, job: Shard, advance) -> None:

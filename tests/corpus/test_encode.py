@@ -319,6 +319,25 @@ def test_batches_hold_every_clip_once_within_the_limit(mixed):
     assert len(groups) < 100
 
 
+def test_an_utterance_that_the_codec_cannot_take_becomes_a_reject_and_the_others_are_as_without_it(corpus, monkeypatch):
+    plain = module.encode_clips
+
+    def choosy(codec, clips, seconds):
+        if any(clip.row["id"] == "u05" for clip in clips):
+            raise RuntimeError("Given input size: (1x1). Calculated output size: (1x0)")
+        return plain(codec, clips, seconds)
+
+    monkeypatch.setattr(module, "encode_clips", choosy)
+    folder, figures = corpus.run(max_reject_rate=0.5)
+    assert figures["rejected"] == {"poisoned": 1}
+    [reject] = read_rows(folder / "rejects.parquet", REJECTS)
+    assert (reject["id"], reject["value"][:33]) == ("u05", "RuntimeError: Given input size: (")
+    monkeypatch.undo()
+    whole = load_codes(corpus.run("whole")[0]).to_pylist()
+    assert len(whole) == 10
+    assert load_codes(folder).to_pylist() == [row for row in whole if row["id"] != "u05"]
+
+
 @pytest.mark.slow
 def test_an_utterance_that_crashes_its_worker_becomes_a_reject_and_the_others_survive(corpus):
     whole, _ = corpus.run("whole")

@@ -47,13 +47,14 @@ def test_no_more_jobs_are_taken_than_there_are_idle_workers(tmp_path):
     taken, given = [], []
 
     class Slow:
-        size = 2
+        def free(self):
+            return [slot for slot in range(2) if slot not in dict(given)]
 
         def give(self, slot, job):
             given.append((slot, job))
 
         def wait(self, seconds):
-            assert len(taken) - done <= self.size
+            assert len(taken) - done <= 2
             return [module.Outcome(given.pop(0)[0])]
 
         def counts(self):
@@ -111,6 +112,37 @@ def test_rows_that_kill_every_worker_are_found_and_the_rest_is_done(tmp_path):
     assert (tmp_path / "a").read_text() == "1 2 3 4 5 - bad1 bad2"
     assert (tmp_path / "b").read_text() == "6 7 -"
     assert sum(told) == 9
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rows_that_raise_in_every_try_are_found_and_the_rest_is_done(tmp_path, workers):
+    shards = [_shard("a", "1", "badr", "2", "3", "badv", "4"), _shard("b", "5", "6"), _shard("c", "badr")]
+    told, work = [], partial(jobs.rows_that_raise, tmp_path)
+    run_shards(partial(jobs.setup, 1), work, shards, ExecutorConfig(workers=workers), told.append)
+    assert (tmp_path / "a").read_text() == "1 2 3 4 - badr: RuntimeError: a size badv: ValueError: a size"
+    assert (tmp_path / "b").read_text() == "5 6 -"
+    assert (tmp_path / "c").read_text() == "- badr: RuntimeError: a size"
+    assert sum(told) == 9
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_of_no_single_row_are_raised_as_themselves(tmp_path, workers):
+    def run(setup, work, *shards):
+        run_shards(setup, work, shards, ExecutorConfig(workers=workers), lambda n: None)
+
+    ready, raising = partial(jobs.setup, 1), partial(jobs.rows_that_raise, tmp_path)
+    pair = _shard("a", "1", "2", "3"), _shard("b", "4", "5", "6")
+    with pytest.raises(RuntimeError, match="no model"):
+        run(partial(jobs.model_away, None), raising, *pair)
+    with pytest.raises(OSError, match="No space left") as caught:
+        run(ready, jobs.disk_full, *pair)
+    assert caught.value.__notes__[0] in ("at a", "at b")
+    with pytest.raises(RuntimeError, match="too much at once"):
+        run(ready, jobs.raises_together, *pair)
+    with pytest.raises(RuntimeError, match="of nothing"):  # every row does it
+        run(ready, raising, _shard("a", "badr1", "badr2"), _shard("b", "4"))
+    with pytest.raises(RuntimeError, match="of nothing"):  # more than eight do it
+        run(ready, raising, _shard("a", "1", *(f"badr{i}" for i in range(9))), _shard("b", "4"))
 
 
 def test_a_shard_that_kills_only_as_a_whole_says_so_and_a_broken_worker_blames_no_row():

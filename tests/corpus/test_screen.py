@@ -199,6 +199,21 @@ def _deadly(row: dict[str, Any], *rest: Any, heard: Callable = module._heard) ->
     return os._exit(9) if row["id"] == "u05" else heard(row, *rest)
 
 
+def test_an_utterance_that_cannot_be_measured_is_a_reject(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = module._heard
+
+    def failing(row: dict[str, Any], *rest: Any) -> dict[str, Any]:
+        if row["id"] == "u05":
+            raise IndexError("node Conv_3: invalid dimensions")
+        return plain(row, *rest)
+
+    monkeypatch.setattr(module, "_heard", failing)
+    rows, rejects, _ = corpus.run()
+    assert len(rows) == 11
+    assert rejects["u05"]["rule"] == "poisoned"
+    assert rejects["u05"]["value"] == "IndexError: node Conv_3: invalid dimensions"
+
+
 def _write_deadly(*arguments: Any) -> None:
     """A shard's work, in a worker, with an utterance that ends the process."""
     module._heard = _deadly

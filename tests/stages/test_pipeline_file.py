@@ -32,6 +32,7 @@ NO_PARAMETER = {
     "executor.ray.address",
     "executor.ray.cpus_per_worker",
     "executor.ray.gpus_per_worker",
+    "executor.ray.wait_seconds",
 }
 
 

@@ -191,7 +191,7 @@ def _write_shard(
     codec, mixer = tools
     done: list[dict[str, Any]] = []
     mixed: list[dict[str, Any]] = []
-    rejected = [reject(row["id"], STAGE, POISONED, f"its worker died: {death}") for row, death in job.poisoned]
+    rejected = [reject(row["id"], STAGE, POISONED, why) for row, why in job.poisoned]
     for window in _windows(job.rows, settings):
         clips = []
         for row in window:

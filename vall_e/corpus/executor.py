@@ -1,8 +1,8 @@
 """Work over shards in this process, in several, or on a Ray cluster, with the same results.
 
 Every worker computes with one thread, because sums of floats depend on how many threads share them. A shard whose
-worker died is done again by a fresh one; where a shard kills every worker, its rows are halved until the ones that do
-it are found, and the shard is done without them (``Shard.poisoned``), so that one recording never stops a corpus.
+worker died or raised an error is done again; where it fails in every try, its rows are halved until the ones that do it
+are found, and the shard is done without them (``Shard.poisoned``), so that one recording never stops a corpus.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from vall_e.corpus.work import write_text
 from vall_e.corpus.workers import LocalTeam, Outcome, Team, WorkerTraceback
@@ -22,7 +22,7 @@ from vall_e.preparation import ExecutorConfig
 State = TypeVar("State")
 Job = TypeVar("Job")
 Advance = Callable[[int], Any]
-POISONED = "poisoned"  # rule of the rejects that killed their worker
+POISONED = "poisoned"  # rule of the rejects that killed their worker or raised an error
 MAX_POISONED = 8  # of one shard: more say that something else is broken
 TELL_SECONDS = 0.5
 NOTE = "in-progress.txt"
@@ -39,9 +39,9 @@ class Shard:
     Attributes:
         name: of its result, for messages.
         rows: what to work on, the rows of a table.
-        poisoned: rows that were left out because each killed its worker alone, and how the worker died: rejects of
-            rule ``POISONED``, which the work writes.
-        trial: only to see whether a worker survives ``rows``; the work leaves no file.
+        poisoned: rows that were left out because each fails alone, and why: rejects of rule ``POISONED``, which the
+            work writes.
+        trial: only to see whether ``rows`` can be done; the work leaves no file.
         number: its place among the shards of its table.
     """
 
@@ -63,12 +63,14 @@ def run_shards(
     """Do every job; the first error that stays after ``executor.retries`` stops the rest and is raised.
 
     A job whose worker died, or that raised anything but a ValueError (which says that the input is wrong), is tried
-    again. No more jobs are taken from ``jobs`` than there are idle workers.
+    again. A ``Shard`` that fails in every try is done without the rows that fail alone. An error is raised where there
+    are none or too many, where a worker fails without any row, and where it is the machine's (OSError, MemoryError).
+    No more jobs are taken from ``jobs`` than there are idle workers.
 
     Args:
         setup: makes what a process needs once (a loaded model); picklable.
         work: does one job, calling ``advance(n)`` as it gets on; picklable. Its result is a file that it writes.
-        jobs: picklable descriptions of shards; of type ``Shard`` where rows that kill a worker shall be left out.
+        jobs: picklable descriptions of shards; of type ``Shard`` where rows that fail shall be left out.
         executor: where, and how many processes. A single local one, or a single local job, stays in this process.
         advance: told in this process how much was done since the last call; less than nothing when a worker died.
         notes: a folder for a note of the job that this process is at. A run that finds one, because the process before
@@ -123,44 +125,67 @@ def _stay(
     """All jobs in this process but the one that the process before this one died at."""
     note = None if notes is None else notes / NOTE
     suspect = note.read_text(encoding="utf-8") if note is not None and note.is_file() else None
-    state: list[Any] = []
+    here = _Here(setup, work)
+    foreman = _Foreman(here, executor.retries, advance)
+    here.tell = foreman.tell
     with one_thread():
         for number, job in enumerate(jobs):
             name = _name(job, number)
             if name == suspect:
                 with _team(setup, work, 1, executor) as team:
-                    _Foreman(team, executor.retries, advance).run([job])
+                    _Foreman(team, executor.retries, advance).run([job], number)
                 note.unlink(missing_ok=True)
                 continue
             if note is not None:
                 write_text(note, name)
             try:
-                _persist(setup, work, state, job, name, executor.retries, advance)
+                foreman.run([job], number)
             finally:
                 if note is not None:
                     note.unlink(missing_ok=True)
 
 
-def _persist(
-    setup: Callable, work: Callable, state: list[Any], job: Any, name: str, retries: int, advance: Advance
-) -> None:
-    for left in range(retries, -1, -1):
-        told: list[int] = []
+class _Here:
+    """This process as a team of one, which does a job when it is waited for.
 
-        def tell(count: int, told: list[int] = told) -> None:
-            told.append(count)
-            advance(count)
+    Attributes:
+        tell: called whenever the job gets on.
+    """
 
+    def __init__(self, setup: Callable, work: Callable) -> None:
+        self.setup, self.work = setup, work
+        self.tell: Callable[[], Any] = lambda: None
+        self._state: list[Any] = []
+        self._jobs: list[Any] = []
+        self._count = 0
+
+    def free(self) -> list[int]:
+        return [] if self._jobs else [0]
+
+    def give(self, slot: int, job: Any) -> None:
+        self._jobs.append(job)
+
+    def wait(self, seconds: float) -> list[Outcome]:
         try:
-            if not state:
-                state.append(setup())
-            work(state[0], job, tell)
-            return
+            if not self._state:
+                self._state.append(self.setup())
+            self.work(self._state[0], self._jobs[0], self._advance)
+            return [Outcome(0, self._count)]
         except Exception as error:
-            advance(-sum(told))
-            if isinstance(error, ValueError) or not left:
-                error.add_note(f"at {name}")
-                raise
+            return [Outcome(0, error=error)]
+        finally:
+            self._jobs.clear()
+            self._count = 0
+
+    def _advance(self, count: int) -> None:
+        self._count += count
+        self.tell()
+
+    def counts(self) -> int:
+        return self._count
+
+    def close(self) -> None:
+        pass
 
 
 def _name(job: Any, number: int) -> str:
@@ -175,37 +200,44 @@ class _Task:
 
 
 class _Foreman:
-    """Hands jobs to a team, again where one failed, and finds the rows that kill."""
+    """Hands jobs to a team, again where one failed, and finds the rows that fail."""
 
     def __init__(self, team: Team, retries: int, advance: Advance) -> None:
         self.team, self.retries, self.advance = team, retries, advance
         self.busy: dict[int, _Task] = {}
         self.finished, self.told = 0, 0
 
-    def run(self, jobs: Iterable[Any]) -> None:
-        fresh = (_Task(job, _name(job, number)) for number, job in enumerate(jobs))
+    def run(self, jobs: Iterable[Any], first: int = 0) -> None:
+        """Do ``jobs``, of which the first is number ``first``.
+
+        Rows that kill are looked for when all else is done, rows that raise errors at once: what fails everywhere
+        ends the run early.
+        """
+        fresh = (_Task(job, _name(job, number)) for number, job in enumerate(jobs, first))
         again: deque[_Task] = deque()
-        killers: list[tuple[_Task, str]] = []
+        failed: list[tuple[_Task, Outcome]] = []
         while True:
-            for slot in range(self.team.size):
-                if slot not in self.busy:
+            if all(outcome.error is None for _, outcome in failed):
+                for slot in self.team.free():
                     task = again.popleft() if again else next(fresh, None)
-                    if task is not None:
-                        self._give(slot, task)
-            if not self.busy:
+                    if task is None:
+                        break
+                    self._give(slot, task)
+            if self.busy:
+                for task, outcome in self._ended():
+                    if outcome.reason is None:
+                        self.finished += outcome.count
+                    elif task.tries < self.retries and not isinstance(outcome.error, ValueError):
+                        again.append(replace(task, tries=task.tries + 1))
+                    elif outcome.error is not None and not _may_be_a_row(task, outcome.error):
+                        _fail(task, outcome)
+                    else:
+                        failed.append((task, outcome))
+                self.tell()
+            elif failed:
+                self._finish_without_culprits(*failed.pop(0))
+            else:
                 break
-            for task, outcome in self._ended():
-                if outcome.death is None and outcome.error is None:
-                    self.finished += outcome.count
-                elif task.tries < self.retries and not isinstance(outcome.error, ValueError):
-                    again.append(replace(task, tries=task.tries + 1))
-                elif outcome.death is not None:
-                    killers.append((task, outcome.death))
-                else:
-                    _fail(task, outcome)
-            self._tell()
-        for task, death in killers:
-            self._finish_without_killers(task, death)
 
     def _give(self, slot: int, task: _Task) -> None:
         self.busy[slot] = task
@@ -214,67 +246,74 @@ class _Foreman:
     def _ended(self) -> list[tuple[_Task, Outcome]]:
         return [(self.busy.pop(outcome.slot), outcome) for outcome in self.team.wait(TELL_SECONDS)]
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Say how much was done since the last time."""
         now = self.finished + self.team.counts()
         if now != self.told:
             self.advance(now - self.told)
         self.told = now
 
-    def _finish_without_killers(self, task: _Task, death: str) -> None:
-        job = task.job
+    def _finish_without_culprits(self, task: _Task, outcome: Outcome) -> None:
+        job, tries = task.job, f"killed its worker ({outcome.death}) in each of {self.retries + 1} tries"
         if not isinstance(job, Shard):
-            raise ShardError(f"{task.name} killed its worker ({death}) in each of {self.retries + 1} tries")
-        if self._dies(replace(job, rows=[], trial=True), task.name):
-            raise ShardError(f"{task.name}: a worker dies ({death}) before it has done anything: nothing can be done")
-        poisoned = list(self._killers(job.rows, job, task.name))
-        if not poisoned:
-            raise ShardError(
-                f"{task.name} killed its worker ({death}) in each of {self.retries + 1} tries, but no row of it does "
-                "so alone: it may need more memory than there is, so take smaller shards or fewer workers"
-            )
-        killers = {id(row) for row, _ in poisoned}
-        rest = [row for row in job.rows if id(row) not in killers]
+            raise ShardError(f"{task.name} {tries}")
+        if empty := self._failure(replace(job, rows=[], trial=True), task):
+            _fail(task, empty, f"a worker dies ({empty.death}) before it has done anything: nothing can be done")
+        poisoned = list(self._culprits(job.rows, job, task))
+        if not poisoned or (outcome.error is not None and len(poisoned) == len(job.rows) > 1):
+            _fail(
+                task, outcome,
+                f"{tries}, but no row of it does so alone: it may need more memory than there is, so take smaller "
+                "shards or fewer workers",
+            )  # fmt: skip
+        culprits = {id(row) for row, _ in poisoned}
+        rest = [row for row in job.rows if id(row) not in culprits]
         again = replace(job, rows=rest, poisoned=(*job.poisoned, *poisoned))
-        if death := self._dies(again, task.name):
-            raise ShardError(f"{task.name} kills its worker ({death}) even without the {len(poisoned)} rows that do so")
+        if still := self._failure(again, task):
+            _fail(task, still, f"kills its worker ({still.death}) even without the {len(poisoned)} rows that do so")
         self.finished += len(poisoned)
-        self._tell()
+        self.tell()
 
-    def _killers(self, rows: Sequence[dict[str, Any]], job: Shard, name: str) -> Iterator[tuple[dict[str, Any], str]]:
-        """The rows that kill a worker alone, and how, by halves; all together are known to kill."""
+    def _culprits(self, rows: Sequence[dict[str, Any]], job: Shard, task: _Task) -> Iterator[tuple[dict, str]]:
+        """The rows that fail alone, and why, by halves; all together are known to fail."""
         found, parts = 0, _halves(rows) if len(rows) > 1 else [rows]
         while parts:
             part = parts.pop()
-            death = self._dies(replace(job, rows=part, trial=True), name)
-            if death is None:
+            outcome = self._failure(replace(job, rows=part, trial=True), task)
+            if outcome is None:
                 continue
             if len(part) > 1:
                 parts += _halves(part)
                 continue
             found += 1
             if found > MAX_POISONED:
-                raise ShardError(
-                    f"{name}: more than {MAX_POISONED} rows kill a worker ({death}), one is {part[0].get('id')}: "
-                    "mend what they have in common"
-                )
-            yield part[0], death
+                _fail(
+                    task, outcome,
+                    f"more than {MAX_POISONED} rows kill a worker ({outcome.death}), one is {part[0].get('id')}: mend "
+                    "what they have in common",
+                )  # fmt: skip
+            yield part[0], outcome.reason
 
-    def _dies(self, job: Shard, name: str) -> str | None:
-        """How the worker dies in every try at ``job``; None where it does not. Trials of many rows have one try."""
-        death = None
+    def _failure(self, job: Shard, task: _Task) -> Outcome | None:
+        """How every try at ``job``, of ``task``, fails; None where one does not. Trials of many rows have one try."""
+        outcome = None
         for _ in range(1 if job.trial and len(job.rows) > 1 else self.retries + 1):
-            self._give(0, _Task(job, name))
+            self._give(self.team.free()[0], replace(task, job=job))
             while not (ended := self._ended()):
-                self._tell()
-            task, outcome = ended[0]
-            if outcome.error is not None:
-                _fail(task, outcome)
-            if outcome.death is None:
+                self.tell()
+            [(_, outcome)] = ended
+            if outcome.reason is None:
                 if not job.trial:
                     self.finished += outcome.count
                 return None
-            death = outcome.death
-        return death
+            if outcome.error is not None and not _may_be_a_row(task, outcome.error):
+                _fail(task, outcome)
+        return outcome
+
+
+def _may_be_a_row(task: _Task, error: Exception) -> bool:
+    """Whether one row may be what raises ``error``, and not the machine."""
+    return isinstance(task.job, Shard) and not isinstance(error, OSError | MemoryError)
 
 
 def _halves(rows: Sequence[Any]) -> list[Sequence[Any]]:
@@ -282,6 +321,11 @@ def _halves(rows: Sequence[Any]) -> list[Sequence[Any]]:
     return [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
 
 
-def _fail(task: _Task, outcome: Outcome) -> None:
+def _fail(task: _Task, outcome: Outcome, killed: str = "") -> NoReturn:
+    """Raise the error of ``outcome`` as itself, or where a worker died a ShardError that says ``killed``."""
+    if outcome.error is None:
+        raise ShardError(f"{task.name} {killed}")
     outcome.error.add_note(f"at {task.name}")
+    if not outcome.trace:
+        raise outcome.error
     raise outcome.error from WorkerTraceback(f"\n{outcome.trace}")

@@ -174,7 +174,7 @@ def _keep(folder: Path, job: Shard, vectors: np.ndarray, rejects: Iterable[Row] 
     """Finish a shard that is no trial: ``vectors`` of the rows that are neither rejects nor poisoned."""
     if job.trial:
         return
-    dead = [reject(row["id"], "similar", POISONED, f"its worker died: {death}") for row, death in job.poisoned]
+    dead = [reject(row["id"], "similar", POISONED, why) for row, why in job.poisoned]
     write_rejects([*rejects, *dead], folder / _rejects(job.number))
     # The features are what says that the shard is done.
     write_atomic(folder / job.name, lambda path: np.save(path, vectors))

@@ -110,7 +110,7 @@ def _nothing() -> None:
 
 def _shard(config: PhonemizeConfig, folder: Path, _: None, job: Shard, advance: Advance) -> None:
     rows: list[Row] = []
-    rejects = [reject(row["id"], STAGE, POISONED, f"its worker died: {death}") for row, death in job.poisoned]
+    rejects = [reject(row["id"], STAGE, POISONED, why) for row, why in job.poisoned]
     by_language: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for item in job.rows:
         name, written, language = item["id"], item["text"], item["language"] or config.language

@@ -38,6 +38,9 @@ class _Actor:
         self.make, self.folder, self.counter = (setup, work, slot), folder, counter
         self.worker: Worker | None = None
 
+    def here(self) -> None:
+        """Answers once the worker has its place."""
+
     def do(self, number: int, job: Any) -> tuple[int, Exception | None, str]:
         """How often the job advanced, its error and its traceback."""
         if self.worker is None:
@@ -61,14 +64,14 @@ class _Actor:
 
 
 class RayTeam:
-    """One actor a slot, each with the resources that ``config`` books.
+    """One actor a slot, each with the resources that ``config`` books. Those without room take no jobs until there is.
 
     Raises:
         ValueError: ray is not installed, no cluster answers, or this machine has no GPU to book.
     """
 
     def __init__(self, setup: Setup, work: Work, size: int, config: RayConfig) -> None:
-        self.size, self.ray = size, _import()
+        self.ray, self.config = _import(), config
         self._own = not self.ray.is_initialized()
         if self._own:
             _connect(self.ray, size, config)
@@ -79,16 +82,39 @@ class RayTeam:
         resources = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker, "max_restarts": 0}
         self._class = self.ray.remote(_Actor).options(**resources, runtime_env=_environment())
         self._make = (self.ray.put(setup), self.ray.put(work))
-        self._actors = [self._actor(slot) for slot in range(size)]
+        self._actors: list[Any] = [None] * size
+        self._coming: dict[Any, int] = {}  # reference → slot of an actor that has not answered yet
         self._jobs: dict[Any, tuple[int, int]] = {}  # reference → slot, number of the job
         self._given = 0
 
-    def _actor(self, slot: int) -> Any:
-        return self._class.remote(*self._make, slot, os.getcwd(), self._counter)
+    def free(self) -> list[int]:
+        for slot, actor in enumerate(self._actors):
+            if actor is None:
+                self._actors[slot] = self._class.remote(*self._make, slot, os.getcwd(), self._counter)
+                self._coming[self._actors[slot].here.remote()] = slot
+        if len(self._coming) == len(self._actors):
+            self.ray.wait(list(self._coming), num_returns=1, timeout=self.config.wait_seconds)
+        if self._coming:
+            there, _ = self.ray.wait(list(self._coming), num_returns=len(self._coming), timeout=0)
+            for reference in there:  # one that died on the way is given a job all the same, which says so
+                del self._coming[reference]
+        away = {*self._coming.values(), *(slot for slot, _ in self._jobs.values())}
+        if len(self._coming) == len(self._actors):
+            raise ValueError(self._no_room())
+        return [slot for slot in range(len(self._actors)) if slot not in away]
+
+    def _no_room(self) -> str:
+        has = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        nodes = ", ".join(f"{r.get('CPU', 0):g} CPUs and {r.get('GPU', 0):g} GPUs" for r in has)
+        free = self.ray.available_resources()
+        return (
+            f"executor.ray: no worker found room in {self.config.wait_seconds:g} s: each asks for "
+            f"{self.config.cpus_per_worker:g} CPUs and {self.config.gpus_per_worker:g} GPUs of a node, and the nodes "
+            f"have {nodes or 'nothing'}, of which {free.get('CPU', 0):g} and {free.get('GPU', 0):g} in all are free: "
+            "lower cpus_per_worker or gpus_per_worker, or raise wait_seconds where nodes are still to come"
+        )
 
     def give(self, slot: int, job: Any) -> None:
-        if self._actors[slot] is None:
-            self._actors[slot] = self._actor(slot)
         self._given += 1
         self._jobs[self._actors[slot].do.remote(self._given, job)] = (slot, self._given)
 
@@ -97,12 +123,18 @@ class RayTeam:
         return [self._outcome(reference, *self._jobs.pop(reference)) for reference in ready]
 
     def _outcome(self, reference: Any, slot: int, number: int) -> Outcome:
+        errors = self.ray.exceptions
         try:
             count, error, trace = self.ray.get(reference)
-        except self.ray.exceptions.RayActorError:
-            self._actors[slot] = None
-            return Outcome(slot, death="its process or its node ended")
-        return Outcome(slot, count, error, trace)
+        except (errors.RayActorError, errors.NodeDiedError, errors.WorkerCrashedError):
+            death = "its process or its node ended"
+        except errors.OutOfMemoryError:
+            death = "its node ran out of memory"
+        else:
+            return Outcome(slot, count, error, trace)
+        self.ray.kill(self._actors[slot])
+        self._actors[slot] = None
+        return Outcome(slot, death=death)
 
     def counts(self) -> int:
         return self.ray.get(self._counter.of.remote([number for _, number in self._jobs.values()]))

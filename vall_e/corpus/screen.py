@@ -158,7 +158,7 @@ def _tools(judged: bool) -> Dnsmos | None:
 def _write_shard(
     settings: EncodeConfig, folder: Path, judge: Dnsmos | None, job: Shard, advance: Callable[[int], Any]
 ) -> None:
-    done = [_unheard(row, POISONED, f"its worker died: {death}") for row, death in job.poisoned]
+    done = [_unheard(row, POISONED, why) for row, why in job.poisoned]
     for row in job.rows:
         done.append(_heard(row, settings, judge))
         advance(1)

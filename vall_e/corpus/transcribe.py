@@ -276,7 +276,7 @@ class _Run:
 def _find(work: Callable[..., list[Row]], folder: Path, model: Any, job: Shard, advance: Advance) -> None:
     """What ``work`` finds in the recordings of ``job``, in a file; those that killed their worker have a fault."""
     found = work(model, job, advance)
-    found += [{"id": row["id"], "fault": [POISONED, f"its worker died: {death}"]} for row, death in job.poisoned]
+    found += [{"id": row["id"], "fault": [POISONED, why]} for row, why in job.poisoned]
     if not job.trial:
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in found]
         write_text(folder / job.name, "".join(lines))

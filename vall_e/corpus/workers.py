@@ -20,6 +20,7 @@ from multiprocessing import connection, forkserver, get_context, parent_process
 from typing import Any, Protocol
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+REASON = 200  # characters of an error that are kept
 Setup = Callable[[], Any]
 Work = Callable[[Any, Any, Callable[[int], Any]], None]
 
@@ -46,14 +47,27 @@ class Outcome:
     trace: str = ""
     death: str | None = None
 
+    @property
+    def reason(self) -> str | None:
+        """Why the job is not done, in a line; None where it is."""
+        if self.death is not None:
+            return f"its worker died: {self.death}"
+        return None if self.error is None else f"{type(self.error).__name__}: {self.error}".split("\n")[0][:REASON]
+
 
 class Team(Protocol):
     """Workers in numbered slots, each with at most one job."""
 
-    size: int
+    def free(self) -> list[int]:
+        """Slots whose worker is there and has no job. While none has one, this waits until a worker is there.
+
+        Raises:
+            ValueError: none comes.
+        """
+        ...
 
     def give(self, slot: int, job: Any) -> None:
-        """Hand ``job`` to the worker of a slot that has none."""
+        """Hand ``job`` to the worker of a free slot."""
         ...
 
     def wait(self, seconds: float) -> list[Outcome]:
@@ -121,9 +135,12 @@ class LocalTeam:
     """
 
     def __init__(self, setup: Setup, work: Work, size: int) -> None:
-        self.size, self._make = size, (setup, work)
+        self._make = setup, work
         _start_server(setup, work)
         self._members = [_Member(*self._make, slot) for slot in range(size)]
+
+    def free(self) -> list[int]:
+        return [slot for slot, member in enumerate(self._members) if not member.busy]
 
     def give(self, slot: int, job: Any) -> None:
         if not self._members[slot].process.is_alive():
