@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from vall_e.corpus.demo import Voice, speak
 from vall_e.evaluation.asr import Recogniser
 from vall_e.evaluation.error_rates import corpus_rate, word_errors
 from vall_e.evaluation.hearing import Hypothesis
-from vall_e.evaluation.whisper import RecogniserError
+from vall_e.evaluation.whisper import RecogniserError, load_whisper
 from vall_e.preparation import RecogniserConfig
 from vall_e.text.normalize import words_for_scoring
 
@@ -142,3 +143,14 @@ def test_a_language_is_detected_once_a_clip_where_it_is_not_given(
 def test_what_cannot_be_loaded_says_why(changes: dict[str, str], message: str) -> None:
     with pytest.raises(RecogniserError, match=message):
         Recogniser(RecogniserConfig.model_validate(changes))
+
+
+def test_of_several_gpus_whisper_takes_the_one_that_torch_works_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the model: there is no GPU here."""
+    places = []
+    monkeypatch.setattr("faster_whisper.WhisperModel", lambda folder, **how: places.append(how))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    for device in ("cuda", "cpu"):
+        load_whisper(RecogniserConfig(), device)
+    assert [(how["device"], how["device_index"]) for how in places] == [("cuda", 2), ("cpu", 0)]

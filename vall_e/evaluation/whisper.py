@@ -17,17 +17,22 @@ class RecogniserError(ValueError):
 
 
 def load_whisper(config: RecogniserConfig, device: str) -> WhisperModel:
-    """The model that ``config`` names, on ``device`` (cpu or cuda).
+    """The model that ``config`` names, on ``device`` (cpu or cuda: of several GPUs the one that torch works on, which is
+    how a worker has its own).
 
     Raises:
         RecogniserError: it is not there, or cannot run so.
     """
+    import torch
     from faster_whisper import WhisperModel
 
     folder = _model_folder(config.model)
+    index = torch.cuda.current_device() if device == "cuda" and torch.cuda.is_available() else 0
     threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or min(8, _cores())
     try:
-        return WhisperModel(folder, device=device, compute_type=config.compute_type, cpu_threads=threads)
+        return WhisperModel(
+            folder, device=device, device_index=index, compute_type=config.compute_type, cpu_threads=threads
+        )
     except (ValueError, OSError, RuntimeError) as error:
         raise RecogniserError(
             f"recogniser.model {config.model} ({config.compute_type} on {device}) did not load: {error}; "
