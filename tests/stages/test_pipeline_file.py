@@ -24,6 +24,8 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stag
 WORK = ("work", "executor", "workers", "ray_workers")
 LEAVES = ("config", "decoding", "family", "fields", "preparation", "regimen", "registry")
 NO_DEPENDENCY = {f"vall_e/{name}.py" for name in (*LEAVES, "evaluation/audition", *(f"corpus/{name}" for name in WORK))}
+READERS = ("train", "evaluate", "score", "report")
+DECODING = {"vall_e/audio.py", "vall_e/decoders.py"}
 # Parameters that change no result: how many processes work, and where.
 NO_PARAMETER = {
     "executor.kind",
@@ -76,12 +78,16 @@ def test_these_stages_and_no_other():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_code_that_a_stage_imports_is_a_dependency(name):
-    """Of the stage, or of one before it: then a change reruns that one, and this one through its outs."""
-    declared = [dep for stage in [name, *_upstream(name)] for dep in _declared("deps", stage)]
-    code = _closure(ROOT / "stages" / f"{name}.py")
+    """Of the stage itself, for DVC compares what is in files: where a stage before it ends in the same bytes, it is
+    skipped. Stages that only read what others made may leave the makers to those, but not how recordings are read."""
+    code, own = _closure(ROOT / "stages" / f"{name}.py"), _declared("deps", name)
+    if name in READERS:
+        declared = [dep for stage in [name, *_upstream(name)] for dep in _declared("deps", stage)]
+    else:
+        declared = own
     missing = [file for file in sorted(code) if not any(file == d or file.startswith(f"{d}/") for d in declared)]
     assert missing == []
-    assert f"stages/{name}.py" in _declared("deps", name)
+    assert {f"stages/{name}.py"} | (code & DECODING) <= set(own)
 
 
 @pytest.mark.parametrize("name", NAMES)

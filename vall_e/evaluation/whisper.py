@@ -17,8 +17,9 @@ class RecogniserError(ValueError):
 
 
 def load_whisper(config: RecogniserConfig, device: str) -> WhisperModel:
-    """The model that ``config`` names, on ``device`` (cpu or cuda: of several GPUs the one that torch works on, which is
-    how a worker has its own).
+    """The model that ``config`` names, on ``device`` (cpu or cuda).
+
+    Of several GPUs it is the one that torch works on, as each worker has its own.
 
     Raises:
         RecogniserError: it is not there, or cannot run so.
