@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.codecs.nemo_reference import CONFIGS
+from vall_e.codecs.base import Codec
 from vall_e.codecs.dac import DacCodec
 from vall_e.codecs.encodec import EncodecCodec
 from vall_e.codecs.mel import MelCodec
@@ -76,7 +77,7 @@ def mel(seed: int = 0) -> MelCodec:
     return codec
 
 
-class Fsq:
+class Fsq(Codec):
     """Finite scalars (2309.15505): 3 levels, groups of 2 scalars with 3 values each, of a rotated frame of 160 samples.
 
     As good as a codec can be whose levels have no order: each says what no other does.

@@ -41,6 +41,16 @@ def learned_mel() -> MelCodec:
     return codec
 
 
+@pytest.mark.parametrize("name", [*EXACT, "mel"])
+def test_an_iterator_over_pieces_of_codes_gives_what_a_stream_is_pushed(name):
+    codec = learned_mel() if name == "mel" else EXACT[name]()
+    codes = codec.encode(speech(codec, 2, 0.7))
+    made = list(codec.decode_stream(codes.split(7, -1)))
+    assert len(made) == len(codes.split(7, -1)) + 1
+    assert_equal(made, torch.cat(streamed(codec, codes, [7]), -1))
+    assert list(codec.decode_stream([])) == []
+
+
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("sizes", [[1], [3, 1, 8], [25], [1000]], ids=str)
 def test_any_pieces_are_the_whole(name, sizes):

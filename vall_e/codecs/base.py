@@ -5,6 +5,7 @@ Dimensions: B batch, N samples, L codebook levels, T frames, n codes per level.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from vall_e.preparation import CodecConfig
 
 @runtime_checkable
 class Codec(Protocol):
-    """Waveforms to codes and back.
+    """Waveforms to codes and back. A codec inherits ``decode_stream``.
 
     Attributes:
         name: key of the registry.
@@ -50,6 +51,15 @@ class Codec(Protocol):
                 difference from ``decode``.
         """
         ...
+
+    def decode_stream(self, pieces: Iterable[Tensor], look_ahead: int | None = None) -> Iterator[Tensor]:
+        """Pieces of codes int64 [B, L, T] → the wav float [B, 1, N] that each made certain (N may be 0), then the rest;
+        in a row they are ``decode`` of all. ``look_ahead``: as for ``stream``."""
+        stream, codes = self.stream(look_ahead), None
+        for codes in pieces:
+            yield stream.push(codes)
+        if codes is not None:
+            yield stream.push(codes[..., :0], last=True)
 
     def codebooks(self) -> list[Tensor]:
         """The L code tables, float [n, d]: a frame stands for the sum of its codes' vectors (levels that are groups of

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vall_e.codecs.base import Codec
 from vall_e.codecs.rows import by_rows
 from vall_e.codecs.stream import Context, WaveStream
 from vall_e.codecs.weights import (
@@ -47,7 +48,7 @@ def published(rate: str) -> Published:
     return Published(f"https://github.com/descriptinc/descript-audio-codec/releases/download/{tag}/{file}", cache)
 
 
-class DacCodec:
+class DacCodec(Codec):
     """See the module; the attributes and methods of ``vall_e.codecs.base.Codec``.
 
     Args:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vall_e.codecs.base import Codec
 from vall_e.codecs.rows import by_rows
 from vall_e.codecs.seanet import lean, recur
 from vall_e.codecs.stream import Context, WaveStream
@@ -39,7 +40,7 @@ def published() -> Published:
     return Published(f"https://dl.fbaipublicfiles.com/encodec/v0/{FILE}", cache, FILE.split("-")[1].split(".")[0])
 
 
-class EncodecCodec:
+class EncodecCodec(Codec):
     """See the module; the attributes and methods of ``vall_e.codecs.base.Codec``.
 
     Args:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vall_e.codecs.base import Codec
 from vall_e.codecs.quantize import ResidualVQ
 from vall_e.codecs.rows import by_rows
 from vall_e.codecs.stream import Context, WaveStream
@@ -60,7 +61,7 @@ def _power(spectra: Tensor) -> Tensor:
     return spectra.real.square() + spectra.imag.square()
 
 
-class MelCodec(nn.Module):
+class MelCodec(nn.Module, Codec):
     """See the module; the attributes and methods of ``vall_e.codecs.base.Codec``."""
 
     name = "mel"

@@ -20,6 +20,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vall_e.codecs.base import Codec
 from vall_e.codecs.fsq import GroupedScalars
 from vall_e.codecs.hifigan import HiFiGANDecoder, HiFiGANEncoder, MultiBandMelEncoder, plain_names
 from vall_e.codecs.rows import by_rows
@@ -50,7 +51,7 @@ class _Network(nn.Module):
             raise ValueError(f"nemo: audio_decoder takes {takes} channels, vector_quantizer gives {width}")
 
 
-class NemoCodec:
+class NemoCodec(Codec):
     """See the module; the attributes and methods of ``vall_e.codecs.base.Codec``.
 
     Args:
