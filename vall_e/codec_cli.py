@@ -43,6 +43,7 @@ def add_codec(commands: Any) -> None:
     parser.add_argument("--language", default="en-us", help="espeak-ng's name of the language (default: en-us)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write copies to listen to, figures and the plot here")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures over the bit rate here (PNG)")
     parser.set_defaults(run=_compare)
 
 
@@ -51,6 +52,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     items = _items(arguments)
     from tqdm import tqdm
 
+    from vall_e.corpus.transcription.languages import whisper_language
     from vall_e.evaluation.asr import Recogniser
     from vall_e.evaluation.codecs import Comparison, level_counts, plot, table
     from vall_e.evaluation.mos import Dnsmos
@@ -66,7 +68,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             if weights is not None:
                 raise UsageError(str(error)) from None
             absent[name] = str(error)
-    recogniser = Recogniser(RecogniserConfig(language=arguments.language.split("-")[0]))
+    recogniser = Recogniser(RecogniserConfig(language=whisper_language(arguments.language)))
     comparison = Comparison(items, recogniser, SpeakerEncoder(), Dnsmos(), arguments.language, arguments.out)
     rows = [comparison.recordings()]
     asked = {name: arguments.levels or level_counts(codec.levels) for name, codec in found.items()}
@@ -79,8 +81,9 @@ def _compare(arguments: argparse.Namespace) -> int:
         "recordings": len(items), "seconds": round(comparison.seconds, 2), "rows": [row.as_dict() for row in rows],
         "not_available": absent,
     }  # fmt: skip
+    for path in filter(None, (arguments.plot, arguments.out and arguments.out / "compare.png")):
+        plot(rows, path)
     if arguments.out is not None:
-        plot(rows, arguments.out / "compare.png")
         (arguments.out / "compare.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if arguments.json:
         print(json.dumps(figures))
@@ -108,7 +111,7 @@ def _wanted(arguments: argparse.Namespace) -> dict[str, str | None]:
 
 def _items(arguments: argparse.Namespace) -> list[Any]:
     """At most ``--limit`` recordings that can be read, evenly out of the folder's. Raises UsageError."""
-    from vall_e.audio import AudioError, probe
+    from vall_e.audio import AudioError, load
     from vall_e.corpus.layouts.folder import read_folder
     from vall_e.evaluation.codecs import Item
     from vall_e.preparation import IngestConfig
@@ -121,9 +124,9 @@ def _items(arguments: argparse.Namespace) -> list[Any]:
     items = []
     for recording in found[::step][: arguments.limit]:
         try:
-            probe(recording.path)
+            load(recording.path)  # all of it: a header does not tell of half a file or of samples that are no numbers
         except AudioError as error:
-            print(f"vall-e: {error}", file=sys.stderr)
+            print(f"vall-e: left out: {error}", file=sys.stderr)
             continue
         items.append(Item(recording.key.replace("/", "_"), recording.path, recording.text))
     if not items:

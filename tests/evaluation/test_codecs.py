@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from tests.codecs import small
@@ -141,6 +142,34 @@ def test_the_command_compares_given_weights_and_names_what_is_absent(folder, tmp
     assert main(["codec", "compare", str(folder), *codec, "--levels", "2", "--limit", "1"]) == 0
     printed = capsys.readouterr().out
     assert "nemo: not available" in printed and "recording" in printed
+
+
+def test_recordings_that_are_damaged_behind_their_header_are_left_out_and_named(folder, tmp_path, capsys):
+    small.mel().save(tmp_path / "mel")
+    broken = tone()
+    broken[100] = np.nan
+    soundfile.write(folder / "ann" / "nan.wav", broken, RATE, subtype="FLOAT")
+    whole = (folder / "ann" / "one.wav").read_bytes()
+    (folder / "ann" / "half.wav").write_bytes(whole[: len(whole) // 2])
+    assert main(["codec", "compare", str(folder), "--codec", f"mel={tmp_path / 'mel'}", "--levels", "1", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["recordings"] == 2
+    assert re.search(r"left out: .*nan\.wav", printed.err) and re.search(r"left out: .*half\.wav", printed.err)
+
+
+def test_a_plot_alone_has_the_speed_too_and_whisper_is_told_its_own_name_of_the_language(folder, tmp_path, monkeypatch):
+    asked, drawn = [], []
+    monkeypatch.setattr("vall_e.evaluation.asr.Recogniser", lambda config: asked.append(config.language) or Listener())
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.plot", lambda axes, x, y, *style, label: drawn.append((list(y), label)) or []
+    )
+    small.mel().save(tmp_path / "mel")
+    command = ["codec", "compare", str(folder), "--codec", f"mel={tmp_path / 'mel'}", "--levels", "1"]
+    for language in ("cmn", "en-gb", "nb", "de"):
+        assert main([*command, "--language", language, "--plot", str(tmp_path / "p.png")]) == 0
+    assert asked == ["zh", "en", "no", "de"]
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG" and not (tmp_path / "out").exists()
+    assert len(drawn) == 4 * 6 and all(y[0] > 0 for y, _ in drawn[4:6])
 
 
 @pytest.mark.parametrize("more, message", [

@@ -212,18 +212,19 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> Path:
-    """Four figures over the bit rate, a line a codec, the recordings' value dashed, as a PNG file."""
+    """Six figures over the bit rate, a line a codec, the recordings' value dashed, as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
     names = list(dict.fromkeys(row.codec for row in rows if row.levels is not None))
     bound = next((row for row in rows if row.levels is None), None)
     titles = {
         "wer": "Word error rate", "similarity": "Speaker similarity", "dnsmos": "DNSMOS",
-        "mel_distance": "Mel distance, dB",
+        "mel_distance": "Mel distance, dB", "encode_rtf": "Encoding, seconds a second",
+        "decode_rtf": "Decoding, seconds a second",
     }  # fmt: skip
-    for axes, (key, title) in zip(figure.subplots(2, 2).flat, titles.items(), strict=True):
+    for axes, (key, title) in zip(figure.subplots(2, 3).flat, titles.items(), strict=True):
         for name in names:
             own = [row for row in rows if row.codec == name and getattr(row, key) is not None]
             axes.plot([r.bits_per_second / 1000 for r in own], [getattr(r, key) for r in own], "o-", label=name)

@@ -17,6 +17,12 @@ def espeak_language(code: str, expected: str) -> str | None:
     return expected if base == code or (usual is not None and base == usual.split("-")[0]) else usual
 
 
+def whisper_language(name: str) -> str:
+    """Whisper's code of espeak-ng's language ``name``."""
+    base = name.split("-")[0]
+    return next((code for code, usual in _OTHER_NAMES.items() if base == usual.split("-")[0]), base)
+
+
 def units(text: str, spaced: bool) -> list[str]:
     """The words of ``text``, or its characters where a language writes no spaces."""
     return text.split() if spaced else [c for c in text if not c.isspace()]
