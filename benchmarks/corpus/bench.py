@@ -92,12 +92,15 @@ def make_bench(home: Path, source: str, minutes: float, rounds: int, runs: int) 
 
 
 def started(bench: Bench, workers: int, out: Path, **settings: Any) -> subprocess.Popen:
-    """Encoding in a process of its own."""
+    """Encoding in a process of its own, which notes the shards that it begins in ``begun(out)``."""
     params = bench.changed(executor={"kind": "local", "workers": workers}, encode=settings)
-    values = [
-        params.model_dump(mode="json"),
-        *map(str, (bench.manifest, bench.phones, bench.home / "models/codec", out)),
-    ]
-    arguments = json.dumps([*values, str(bench.home / f".work-{out.name}")])
+    places = (bench.manifest, bench.phones, bench.home / "models/codec", out, bench.home / f".work-{out.name}")
+    begun(out).unlink(missing_ok=True)
+    arguments = json.dumps([params.model_dump(mode="json"), *map(str, (*places, begun(out)))])
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-m", "benchmarks.corpus.child", arguments], env=environment)
+
+
+def begun(out: Path) -> Path:
+    """Where a run into ``out`` notes its shards: a line each, time.time() and name."""
+    return out.with_suffix(".begun")

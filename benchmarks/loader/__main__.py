@@ -1,6 +1,6 @@
 """The loader on a generated corpus: one JSON object on stdout, progress on stderr.
 
-    python -m benchmarks.loader                              # 1,000,000 utterances: 8 GB of disk for the time being
+    python -m benchmarks.loader                              # 1,000,000 utterances: 7 GB of disk for the time being
     python -m benchmarks.loader --utterances 20000 --small 2000
 
 Utterances of 1.5 to 4.5 s, 8 levels of random codes at 75 frames a second; prompts of 1 to 3 s, inputs corrupted as in
