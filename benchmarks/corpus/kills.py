@@ -70,7 +70,7 @@ def _killed(bench: Bench, workers: int, rng: random.Random, seconds: float) -> t
 
 
 def _kill(process: subprocess.Popen, out: Path, seconds: float) -> bool:
-    """Kill so many seconds after the first shard is begun; its workers follow it. False: its result was there before."""
+    """Kill so many seconds after the first shard is begun; its workers follow it. False: it was done before."""
     while process.poll() is None and not begun(out).is_file():
         time.sleep(0.005)
     time.sleep(seconds)
