@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from tests.sounds import AAC, ALAC, OPUS, RATE, chirp, write, write_ffmpeg
 from vall_e.audio import AudioError, load, probe
@@ -122,6 +123,62 @@ def test_an_m4a_that_was_cut_off(tmp_path: Path) -> None:
         with pytest.raises(AudioError) as caught:
             load(tmp_path / f"{name}.m4a")
         assert caught.value.rule in (("unreadable",) if name == "behind" else ("unreadable", "truncated"))
+
+
+def _frame_bytes(data: bytes) -> int:
+    """Of the first frame of an MPEG-2 layer III stream at 16 kHz."""
+    kbps = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)[data[2] >> 4]
+    return 72_000 * kbps // 16_000 + (data[2] >> 1 & 1)
+
+
+def _vbr(path: Path, wav: np.ndarray) -> bytes:
+    """An mp3 of variable bit rate, which begins with the frame that counts the others."""
+    soundfile.write(path, wav, RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.3)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("loud_first", [False, True])
+@pytest.mark.parametrize("cover", [0, 500_000])
+def test_an_mp3_without_its_length_is_read_to_its_end(tmp_path: Path, loud_first: bool, cover: int) -> None:
+    """libsndfile takes its length from the first frames and the file's bytes: too long or too short."""
+    noise = (0.3 * np.random.default_rng(0).standard_normal(8 * RATE)).astype(np.float32)
+    parts = [noise, np.zeros_like(noise)]
+    data = _vbr(tmp_path / "a.mp3", np.concatenate(parts if loud_first else parts[::-1]))
+    picture = b"ID3\x04\0\0" + bytes(cover >> shift & 127 for shift in (21, 14, 7, 0)) + bytes(cover)
+    path = tmp_path / "bare.mp3"
+    path.write_bytes((picture if cover else b"") + data[_frame_bytes(data) :])
+    wav, rate = load(path)
+    assert len(wav) / rate == pytest.approx(16.0, abs=0.2) and probe(path).seconds == len(wav) / rate
+    part, _ = load(path, start=12.0, end=13.0)
+    assert np.array_equal(part, wav[12 * rate : 13 * rate])
+
+
+def test_mp3s_put_one_behind_another_are_read_to_the_end(tmp_path: Path) -> None:
+    """The first one's frame counts its own frames only."""
+    path = tmp_path / "two.mp3"
+    path.write_bytes(2 * _vbr(tmp_path / "one.mp3", chirp(5.0)))
+    assert probe(path).seconds == pytest.approx(10.0, abs=0.3)
+
+
+def test_an_mp3_with_its_length_that_was_cut_off(tmp_path: Path) -> None:
+    path, data = tmp_path / "cut.mp3", _vbr(tmp_path / "whole.mp3", chirp(5.0))
+    path.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(AudioError, match="cut off"):
+        load(path)
+
+
+def test_what_the_file_system_refuses_is_an_audio_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.wav", chirp(1.0))
+    header = read_header(path)
+
+    def failed(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "open", failed)
+    for read in (lambda: read_header(path), lambda: next(channel(header))):
+        with pytest.raises(AudioError, match="Input/output error") as caught:
+            read()
+        assert caught.value.rule == "unreadable"
 
 
 def test_files_that_name_other_files_are_not_followed(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ samples of one channel from the beginning. A file is taken for what its bytes ar
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,7 +30,9 @@ EXTENSIONS = (
 _BLOCK = 1 << 18  # samples of all channels in one block of libsndfile
 # What libsndfile reads well is not given to FFmpeg, which would take half of a damaged file for a whole one; playlists
 # and the like, which name other files, are none of its business here.
-_CONTAINERS = {"format_whitelist": "mov,mp4,m4a,matroska,webm,aac", "protocol_whitelist": "file"}
+_CONTAINERS = "mov,mp4,m4a,matroska,webm,aac"
+_GUESSED = ("aac", "mp3")  # formats of FFmpeg whose length is a guess from the bit rate
+_LEAD_BYTES = 4096  # of an mp3 behind its ID3 tags, in which the tag with its length begins
 _PREROLL_SECONDS = 0.5  # decoded and thrown away before a place in the middle: codecs lean on what was before
 _PREROLLED = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "OPUS")  # in libsndfile
 
@@ -52,7 +56,7 @@ class Header:
         frames: samples of one channel; None where the file does not say.
         coding: of the samples: PCM_16, FLOAT, VORBIS, aac and so on.
         tolerance: how many samples fewer than ``frames`` do not mean yet that the file was cut off.
-        ffmpeg: decoded by FFmpeg, not by libsndfile.
+        ffmpeg: formats that FFmpeg, which decodes the file, may take it for; empty where libsndfile decodes it.
     """
 
     path: Path
@@ -61,7 +65,7 @@ class Header:
     frames: int | None
     coding: str
     tolerance: int = 0
-    ffmpeg: bool = False
+    ffmpeg: str = ""
 
 
 def read_header(path: str | Path) -> Header:
@@ -75,20 +79,32 @@ def read_header(path: str | Path) -> Header:
         raise AudioError(path, "no such file", "check the path", "missing")
     if not path.is_file():
         raise AudioError(path, "not a regular file", "give the path of a recording")
-    if path.stat().st_size == 0:
-        raise AudioError(path, "the file is empty (0 bytes)", "copy the recording again", "empty")
-    if _is_adts(path):
-        return _ffmpeg_header(path, "raw aac")
+    with _readable(path):
+        if path.stat().st_size == 0:
+            raise AudioError(path, "the file is empty (0 bytes)", "copy the recording again", "empty")
+        if _is_adts(path):
+            return _ffmpeg_header(path, "raw aac")
     try:
         with soundfile.SoundFile(str(path)) as handle:
             rate, announced = handle.samplerate, handle.frames
-            # An mp3's announced length may be an estimate; elsewhere every sample fewer means a file cut off.
-            tolerance = announced // 20 + 2400 if handle.format in ("MP3", "MPEG") else 0
-            frames = announced if 0 <= announced < 2**62 else None
-            return Header(path, rate, handle.channels, frames, handle.subtype, tolerance)
+            mp3 = handle.format in ("MP3", "MPEG")
+            if not mp3 or _says_its_length(path):
+                # Encoders differ in what they count in an mp3; elsewhere every sample fewer means a file cut off.
+                tolerance = announced // 20 + 2400 if mp3 else 0
+                frames = announced if 0 <= announced < 2**62 else None
+                return Header(path, rate, handle.channels, frames, handle.subtype, tolerance)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
-    return _ffmpeg_header(path, reason)
+        return _ffmpeg_header(path, str(error).split(": ", 1)[-1].strip().rstrip("."))
+    return _ffmpeg_header(path, "an mp3 without its length", "mp3")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What the file system says of ``path`` as an AudioError."""
+    try:
+        yield
+    except OSError as error:
+        raise AudioError(path, f"cannot be read ({error.strerror})", "check its permissions and the disk") from None
 
 
 def _is_adts(path: Path) -> bool:
@@ -96,6 +112,24 @@ def _is_adts(path: Path) -> bool:
     with path.open("rb") as handle:
         head = handle.read(2)
     return len(head) == 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
+
+
+def _says_its_length(path: Path) -> bool:
+    """An mp3 begins with a frame (Xing, Info) that counts the others. Without it libsndfile estimates the length from
+    the first frames and the file's bytes, pictures included, and reads no further than that (its issues 876, 1001);
+    so it does of files put one behind another, of which the first one's frame tells.
+    """
+    with path.open("rb") as handle:
+        while (head := handle.read(10))[:3] == b"ID3" and len(head) == 10:
+            size = sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+            handle.seek(size + 10 * bool(head[5] & 16), os.SEEK_CUR)  # a footer repeats the header
+        lead = head + handle.read(_LEAD_BYTES)
+        left = path.stat().st_size - handle.tell() + len(lead)
+    tag = re.search(rb"(?:Xing|Info)\0\0\0(.)(.{4})(.{4})", lead, re.DOTALL)
+    if tag is None or not tag[1][0] & 1:
+        return False
+    counted = int.from_bytes(tag[3]) if tag[1][0] & 2 else left
+    return left - counted <= counted // 16
 
 
 def channel(header: Header, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
@@ -110,7 +144,8 @@ def channel(header: Header, start: int = 0, stop: int | None = None) -> Iterator
     Raises:
         AudioError: the file is damaged, cut off, or holds NaN or infinite samples.
     """
-    missing = _missing_wav_bytes(header.path)
+    with _readable(header.path):
+        missing = _missing_wav_bytes(header.path)
     if missing:
         reason = f"cut off: {missing} bytes fewer than its header says"
         raise AudioError(header.path, reason, "copy the recording again", "truncated")
@@ -188,18 +223,18 @@ def _missing_wav_bytes(path: Path) -> int:
     return 0
 
 
-def _container(path: Path) -> InputContainer:
+def _container(path: Path, formats: str) -> InputContainer:
     import av
 
-    return av.open(f"file:{path}", options=_CONTAINERS)
+    return av.open(f"file:{path}", options={"format_whitelist": formats, "protocol_whitelist": "file"})
 
 
-def _ffmpeg_header(path: Path, reason: str) -> Header:
+def _ffmpeg_header(path: Path, reason: str, formats: str = _CONTAINERS) -> Header:
     """As ``read_header``; ``reason`` is why libsndfile could not read it."""
     import av
 
     try:
-        with _container(path) as container:
+        with _container(path, formats) as container:
             if not container.streams.audio:
                 raise AudioError(path, "has pictures but no sound", "remove the file, or give its sound")
             stream = container.streams.audio[0]
@@ -207,13 +242,13 @@ def _ffmpeg_header(path: Path, reason: str) -> Header:
             if first is None:
                 raise AudioError(path, "the recording has no samples", "record it again, or remove the file", "empty")
             seconds = None
-            if container.format.name != "aac":  # of which the length is a guess from its bit rate
+            if container.format.name not in _GUESSED:
                 seconds = stream.duration * stream.time_base if stream.duration else container.duration
                 seconds = seconds if stream.duration or seconds is None else seconds / av.time_base
             rate = first.sample_rate
             frames = None if seconds is None else round(seconds * rate)
             coding = stream.codec_context.name
-            return Header(path, rate, first.layout.nb_channels, frames, coding, rate // 10, ffmpeg=True)
+            return Header(path, rate, first.layout.nb_channels, frames, coding, rate // 10, formats)
     except (av.FFmpegError, UnicodeError):
         remedy = "give wav, flac, ogg, opus, mp3 or m4a, or convert it with ffmpeg"
         raise AudioError(path, f"not a readable recording ({reason})", remedy) from None
@@ -226,7 +261,7 @@ def _ffmpeg_blocks(header: Header, start: int, stop: int | None) -> Iterator[np.
     ends = [place for place in (stop, header.frames) if place is not None]
     stop = min(ends, default=None)
     try:
-        with _container(header.path) as container:
+        with _container(header.path, header.ffmpeg) as container:
             stream = container.streams.audio[0]
             resampler = None
             for place, frame in _frames(container, stream, start, header.sample_rate):

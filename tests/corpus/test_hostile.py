@@ -297,7 +297,7 @@ def test_an_unreadable_file_and_folder_even_for_root(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "scandir", refused)
     monkeypatch.setattr(soundfile, "SoundFile", locked)
-    monkeypatch.setattr("vall_e.decoders._container", lambda path: locked(str(path)))
+    monkeypatch.setattr("vall_e.decoders._container", lambda path, _: locked(str(path)))
     config = IngestConfig(source="folder", path=str(tmp_path / "in"), max_reject_rate=0.9)
     figures = ingest(config, tmp_path / "out", progress=False)
     assert figures["kept"] == 1 and figures["rejected"] == {"unreadable": 1, "unreadable_folder": 1}
