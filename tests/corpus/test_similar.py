@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -196,6 +197,28 @@ def test_a_recording_that_kills_its_worker_has_no_neighbours_and_is_nobodys(corp
     monkeypatch.setattr(features, "_listen", _listen_deadly)
     figures, rows = corpus.run(2, top_k=1)
     _alone_is_a2(corpus.folder, figures, rows, plain)
+
+
+@pytest.mark.parametrize("feature", ["mfcc", "speaker"])
+def test_a_recording_that_cannot_be_read_has_no_neighbours_until_it_can(tmp_path, monkeypatch, feature):
+    corpus = Corpus(tmp_path)
+    _, plain = corpus.run(feature=feature, top_k=1)
+    away = (tmp_path / "a2.wav").rename(tmp_path / "away.wav")
+    monkeypatch.setattr(features, "SHARD", 3)
+
+    def killed():
+        with monkeypatch.context() as patch:
+            patch.setattr("vall_e.corpus.similar._table", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                corpus.run(feature=feature, top_k=1)
+
+    killed()
+    figures, rows = corpus.run(feature=feature, top_k=1)
+    assert figures["kept"] == len(rows) == len(plain) and figures["rejected"] == {"missing": 1}
+    assert rows["a2"]["neighbours"] == rows["a2@0.9"]["neighbours"] == []
+    killed()
+    away.rename(tmp_path / "a2.wav")
+    assert corpus.run(feature=feature, top_k=1)[1] == plain
 
 
 _A2 = heard(210, 2)

@@ -19,10 +19,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from vall_e.audio import load
+from vall_e.audio import AudioError, load
 from vall_e.corpus.clips import batches
 from vall_e.corpus.executor import POISONED, Advance, Shard, run_shards
-from vall_e.corpus.quality import Row, reject, write_rejects
+from vall_e.corpus.quality import Row, may_be_read, reject, write_rejects
 from vall_e.corpus.schema import CODES, REJECTS, read_rows, read_table, shard_files
 from vall_e.corpus.work import WorkFolder, write_atomic
 from vall_e.models.similarity import utterance_vectors
@@ -47,8 +47,8 @@ def heard(
         rows: id, path, start and end of what to listen to.
 
     Returns:
-        memory-mapped float32 [U, D] of the utterances that were heard, and rejects (schema REJECTS) of the others, each
-        of which killed its worker.
+        memory-mapped float32 [U, D] of the utterances that were heard, and rejects (schema REJECTS) of the others: they
+        killed their worker, or their recording could not be read.
     """
     spans = rows.select(["id", "path", "start", "end"])
     numbers = range(-(-len(spans) // SHARD))
@@ -106,13 +106,20 @@ def _made(
     def pending() -> Iterator[Shard]:
         for shard in shards:
             names.append(_rejects(shard.number))
-            if work.done(shard.name):
+            if work.done(shard.name) and not _may_be_read(work.path, shard):
                 advance(len(shard.rows))
             else:
                 yield shard
 
     run_shards(setup, make, pending(), executor, advance, work.path)
     return [row for name in names for row in read_rows(work.path / name, REJECTS)]
+
+
+def _may_be_read(folder: Path, shard: Shard) -> bool:
+    """A recording of a finished shard could not be read, and may be read now."""
+    paths = {row["id"]: row.get("path") for row in shard.rows}
+    found = read_rows(folder / _rejects(shard.number), REJECTS, ["id", "rule"])
+    return may_be_read((row["rule"], path) for row in found if (path := paths[row["id"]]))
 
 
 def mfcc_statistics(wav: np.ndarray) -> np.ndarray:
@@ -159,15 +166,20 @@ def _encoder(kind: str) -> Any:
 
 
 def _listen(kind: str, folder: Path, encoder: Any, job: Shard, advance: Advance) -> None:
-    parts = [np.zeros((0, WIDTHS[kind]), dtype=np.float32)]
+    parts, rejects = [np.zeros((0, WIDTHS[kind]), dtype=np.float32)], []
     for batch in _batches(job.rows, _BATCH):
-        wavs = [load(row["path"], RATE, start=row["start"], end=row["end"])[0] for row in batch]
+        wavs = []
+        for row in batch:
+            try:
+                wavs.append(load(row["path"], RATE, start=row["start"], end=row["end"])[0])
+            except AudioError as error:
+                rejects.append(reject(row["id"], "similar", error.rule, f"{error.path}: {error.reason}", error.remedy))
         if encoder is None:
-            parts.append(np.stack([mfcc_statistics(wav) for wav in wavs]))
-        else:
+            parts += [mfcc_statistics(wav)[None] for wav in wavs]
+        elif wavs:
             parts.append(encoder.embed([(wav, RATE) for wav in wavs]))
         advance(len(batch))
-    _keep(folder, job, np.concatenate(parts))
+    _keep(folder, job, np.concatenate(parts), rejects)
 
 
 def _keep(folder: Path, job: Shard, vectors: np.ndarray, rejects: Iterable[Row] = ()) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vall_e.audio import load_prepared
+from vall_e.audio import AudioError, load_prepared
 from vall_e.codecs.base import Codec, load_codec
 from vall_e.codecs.fit import fit_mel_codec
 from vall_e.codecs.weights import read_description
 from vall_e.config import Params
 from vall_e.corpus.schema import UTTERANCES, read_rows
-from vall_e.preparation import CodecConfig
+from vall_e.preparation import CodecConfig, EncodeConfig
 
 _SIZES = ("sample_rate", "n_fft", "hop", "subframes", "n_mels", "levels", "codes", "code_dim", "width")
 MAX_HOURS = 3.0  # of recordings held in memory; the codec hardly gains from more
@@ -41,11 +43,12 @@ def fit_codec(config: Params, manifest: Path, out_dir: Path, progress: bool = Tr
 
     Returns:
         flat figures: ``sample_rate``, ``frame_rate``, ``levels``, ``codes``, ``bits_per_second``; of a fitted codec
-        also ``kept``, ``minutes`` and its last losses.
+        also ``kept``, ``unread`` (recordings that cannot be read, which ``encode`` makes rejects of), ``minutes`` and
+        its last losses.
 
     Raises:
         FileNotFoundError: weights that are not there.
-        ValueError: no training recording is left, or weights of other sizes than section codec says.
+        ValueError: no training recording is left or can be read, or weights of other sizes than section codec says.
     """
     started = time.perf_counter()
     figures: dict[str, Any] = {}
@@ -60,12 +63,15 @@ def fit_codec(config: Params, manifest: Path, out_dir: Path, progress: bool = Tr
     elif config.codec.name == "mel":
         rows = _training_rows(manifest, config.codec.mel.seed)
         rate = config.codec.mel.sample_rate
-        bar = tqdm(rows, unit="utt", desc="read", mininterval=1, disable=not progress)
-        wavs = [load_prepared(row["path"], rate, config.encode, row["start"], row["end"]) for row in bar]
+        wavs = _waves(tqdm(rows, unit="utt", desc="read", mininterval=1, disable=not progress), rate, config.encode)
         steps = tqdm(total=config.codec.mel.steps, unit="step", desc="fit_codec", mininterval=1, disable=not progress)
         with steps:
             codec, losses = fit_mel_codec(config.codec.mel, wavs, lambda step, values: _show(steps, values))
-        figures = {"kept": len(wavs), "minutes": round(sum(map(len, wavs)) / rate / 60, 2)} | losses
+        figures = {
+            "kept": len(wavs),
+            "unread": len(rows) - len(wavs),
+            "minutes": round(sum(map(len, wavs)) / rate / 60, 2),
+        } | losses
         codec.save(Path(out_dir))
     else:
         codec = load_codec(config.codec, None, device)
@@ -103,6 +109,22 @@ def _training_rows(manifest: Path, seed: int) -> list[dict[str, Any]]:
     order = np.random.default_rng(seed).permutation(len(rows))
     total = np.cumsum([rows[i]["seconds"] for i in order])
     return [rows[i] for i in sorted(order[: int(np.searchsorted(total, MAX_HOURS * 3600)) + 1])]
+
+
+def _waves(rows: Iterable[dict[str, Any]], rate: int, settings: EncodeConfig) -> list[np.ndarray]:
+    """Utterances, float32 [N] each at ``rate`` Hz, without those that cannot be read, of which a warning tells."""
+    wavs, faults = [], []
+    for row in rows:
+        try:
+            wavs.append(load_prepared(row["path"], rate, settings, row["start"], row["end"]))
+        except AudioError as error:
+            faults.append(error)
+    if faults:
+        told = f"fit_codec: {len(faults)} recordings cannot be read, the first {faults[0]}"
+        if not wavs:
+            raise ValueError(told)
+        warnings.warn(told, stacklevel=2)
+    return wavs
 
 
 def _show(bar: tqdm, values: dict[str, float]) -> None:

@@ -49,8 +49,9 @@ def similar(
 ) -> dict[str, Any]:
     """Write ``similar.parquet`` (schema SIMILAR) with a row for every encoded utterance, and ``rejects.parquet``.
 
-    Utterances that killed the process that listened to them or read their codes, and those whose codes are not of the
-    codec, have no neighbours and are nobody's; ``rejects.parquet`` names them. They stay in the corpus.
+    Utterances that killed the process that listened to them or read their codes, whose recording cannot be read or
+    whose codes are not of the codec, have no neighbours and are nobody's; ``rejects.parquet`` names them. They stay in
+    the corpus.
 
     Args:
         manifest: table UTTERANCES, for the recordings' paths and the utterances' places in them.
