@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vall_e.text import espeak
+from vall_e.text import codes, espeak
+from vall_e.text.codes import espeak_name
 from vall_e.text.japanese import to_kana
 from vall_e.text.normalize import normalize
 from vall_e.text.phonemes import LanguageError, phonemize, read
@@ -34,6 +35,14 @@ def test_a_text_in_a_batch_equals_the_text_alone() -> None:
 def test_an_unknown_language_names_its_neighbours() -> None:
     with pytest.raises(LanguageError, match=r"'en'.*en-us"):
         phonemize(["one"], "en")
+
+
+def test_every_code_of_a_language_is_one_of_espeak_ngs() -> None:
+    """And what espeak-ng calls a language stays as it is."""
+    known = espeak.languages()
+    assert all(espeak_name(name) in known for table in (codes._FORMS, codes._ISO) for name in table)
+    plain = {name for name in known if "-" in name or name not in codes._FORMS}
+    assert {espeak_name(name) for name in plain} == plain
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vall_e.audio import save_wav
+from vall_e.config import ConfigError
 from vall_e.corpus import demo
 from vall_e.corpus.layouts.base import STAGE, Found, Recording
 from vall_e.corpus.layouts.folder import read_folder
@@ -21,6 +22,9 @@ from vall_e.corpus.quality import Row, check_reject_rate, count_rules, reject, w
 from vall_e.corpus.schema import MANIFEST, write_table
 from vall_e.decoders import AudioError, channel, read_header
 from vall_e.preparation import IngestConfig
+from vall_e.text.codes import espeak_name
+
+_REMEDY = "a language of espeak-ng, such as en-us, de or cmn, or its ISO 639 code"
 
 
 def ingest(
@@ -38,10 +42,13 @@ def ingest(
         kept, rejected {rule: n}, layout (as named or detected), speakers, hours.
 
     Raises:
-        ConfigError: there is nothing to read at ``config.path``, or the layout is another one.
+        ConfigError: there is nothing to read at ``config.path``, the layout is another one, or espeak-ng does not know
+            ``config.language``.
         RejectRateError: more was rejected than ``config.max_reject_rate`` allows.
     """
     out_dir, home = Path(out_dir), Path(home)
+    if espeak_name(config.language) is None:
+        raise ConfigError(f"ingest.language {config.language!r}: espeak-ng does not speak it; {_REMEDY}")
     if config.source == "espeak":
         spec = demo.read_spec(config.path)
         found = Found("espeak")
@@ -97,6 +104,9 @@ def _spoken(spec: demo.DemoSpec, folder: Path) -> Iterator[Recording]:
 
 def _examine(recording: Recording, name: str, config: IngestConfig) -> tuple[Row | None, Row]:
     """What the manifest says of a recording's sound and text, or None and the row of its reject."""
+    language = espeak_name(recording.language or config.language)
+    if language is None:
+        return None, reject(name, STAGE, "language", recording.language, _REMEDY)
     levels = Levels()
     try:
         header = read_header(recording.path)
@@ -120,7 +130,7 @@ def _examine(recording: Recording, name: str, config: IngestConfig) -> tuple[Row
         return None, reject(name, STAGE, rule, value, threshold)
     return {
         "text": recording.text,
-        "language": recording.language or config.language,
+        "language": language,
         "seconds": seconds,
         "sample_rate": header.sample_rate,
         "channels": header.channels,

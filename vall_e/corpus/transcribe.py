@@ -44,6 +44,8 @@ CODE = (
     "evaluation/hearing.py",
     "evaluation/vad.py",
     "evaluation/whisper.py",
+    "text/codes.py",
+    "text/espeak.py",
 )
 
 

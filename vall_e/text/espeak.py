@@ -1,4 +1,4 @@
-"""Where the espeak-ng library and its data are: both out of the ``espeakng-loader`` wheel."""
+"""Where the espeak-ng library and its data are, both out of the ``espeakng-loader`` wheel, and what it speaks."""
 
 from __future__ import annotations
 
@@ -35,3 +35,14 @@ def data_path() -> str:
     folder = tempfile.mkdtemp(prefix="espeak")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return str(shutil.copytree(original, Path(folder).resolve() / "espeak-ng-data"))
+
+
+@cache
+def languages() -> frozenset[str]:
+    """All that espeak-ng speaks, by its own names: ``en-us``, ``de``, ``cmn``."""
+    from phonemizer.backend import EspeakBackend
+    from phonemizer.backend.espeak.wrapper import EspeakWrapper
+
+    EspeakWrapper.set_library(library())
+    EspeakWrapper.set_data_path(data_path())
+    return frozenset(EspeakBackend.supported_languages())

@@ -57,11 +57,8 @@ class Reading:
 def _backend(language: str, with_stress: bool) -> EspeakBackend:
     # Every backend loads a copy of the library, which is never unloaded: one per language and process is kept.
     from phonemizer.backend import EspeakBackend
-    from phonemizer.backend.espeak.wrapper import EspeakWrapper
 
-    EspeakWrapper.set_library(espeak.library())
-    EspeakWrapper.set_data_path(espeak.data_path())
-    known = EspeakBackend.supported_languages()
+    known = espeak.languages()
     if language not in known:
         near = [code for code in sorted(known) if code.split("-")[0] == language.split("-")[0]]
         hint = f"did you mean {', '.join(near)}?" if near else "see https://github.com/espeak-ng/espeak-ng languages"

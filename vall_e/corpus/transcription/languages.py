@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_OTHER_NAMES = {"en": "en-us", "fr": "fr-fr", "no": "nb", "zh": "cmn"}
-# Whisper recognises these, and espeak-ng 1.52 has no phones for them.
-_UNKNOWN = frozenset("bo br gl ha jw km ln lo mg mn nn oc ps sa sn so su tg tl yi yo".split())  # noqa: SIM905 a table of 21 lines says no more
+from vall_e.text.codes import espeak_name
 
 
 def espeak_language(code: str, expected: str) -> str | None:
     """The espeak-ng language of Whisper's ``code``: ``expected`` where that is a form of it (en-gb of en), else its
     usual one, or None where espeak-ng does not know it."""
-    usual = None if code in _UNKNOWN else _OTHER_NAMES.get(code, code)
+    usual = espeak_name(code)
     base = expected.split("-")[0]
     return expected if base == code or (usual is not None and base == usual.split("-")[0]) else usual
 
