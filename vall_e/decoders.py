@@ -27,6 +27,14 @@ EXTENSIONS = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".aif", ".aiff",
 )  # fmt: skip
 
+# First bytes of recordings, those that nothing here decodes among them: WAV and its kin, AIFF, FLAC, Ogg, ID3,
+# Matroska, MP4, CAF, AU, Wave64, AMR, WMA, WavPack, Monkey's Audio, SPHERE, frames of MPEG layers II and III and AAC.
+_BEGINNINGS = re.compile(
+    rb"(?:RIFF|RIFX|RF64)....WAVE|FORM....AIF[FC]|fLaC|OggS|ID3[\2-\4]|\x1aE\xdf\xa3|....ftyp(?:M4|mp4|iso|qt|3g|dash)"
+    rb"|caff|\.snd|riff\x2e\x91\xcf\x11|#!AMR|0&\xb2u\x8ef\xcf\x11|wvpk|MAC |NIST_1A|\xff[\xe2-\xe5\xf0-\xf5\xf8-\xfd]",
+    re.DOTALL,
+)
+
 _BLOCK = 1 << 18  # samples of all channels in one block of libsndfile
 # What libsndfile reads well is not given to FFmpeg, which would take half of a damaged file for a whole one; playlists
 # and the like, which name other files, are none of its business here.
@@ -105,6 +113,17 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise AudioError(path, f"cannot be read ({error.strerror})", "check its permissions and the disk") from None
+
+
+def begins_like_a_recording(path: str | Path) -> bool:
+    """By its first bytes, whatever its name; false for what is no file or cannot be opened."""
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as handle:
+            return _BEGINNINGS.match(handle.read(12)) is not None
+    except OSError:
+        return False
 
 
 def _is_adts(path: Path) -> bool:

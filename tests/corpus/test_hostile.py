@@ -133,6 +133,9 @@ GOOD: dict[str, Callable[[Path], object]] = {
     "mp3-called.wav": lambda p: renamed(write(p.with_suffix(".mp3"), SOUND), p.name),
     "m4a-called.wav": lambda p: renamed(write_ffmpeg(p.with_suffix(".m4a"), SOUND, AAC), p.name),
     "flac-called.m4a": lambda p: renamed(write(p.with_suffix(".flac"), SOUND), p.name),
+    "wav-called.dat": lambda p: renamed(write(p.with_suffix(".wav"), SOUND), p.name),
+    "mp3-called": lambda p: renamed(write(p.with_suffix(".mp3"), SOUND), p.name),
+    "m4a-called.bin": lambda p: renamed(write_ffmpeg(p.with_suffix(".m4a"), SOUND, AAC), p.name),
     "SHOUTED.WAV": lambda p: write(p, SOUND, format="WAV"),
     "streamed.wav": streamed_wav,
     "chunks.wav": with_chunks,
@@ -158,6 +161,13 @@ GOOD: dict[str, Callable[[Path], object]] = {
     "text-pipe.wav": lambda p: (write(p, SOUND), os.mkfifo(p.with_suffix(".txt"))),
 }
 
+# No recordings, and none is missed: no word of them.
+IGNORED: dict[str, bytes] = {
+    "README": b"Recorded in May.\n", "notes.md": b"# Notes\n", "list.csv": b"a,b\n", "cover.jpg": b"\xff\xd8\xff\xe0",
+    "text.log": "one".encode("utf-16"), "photo.heic": b"\0\0\0\x18ftypheic", "vectors.npy": b"\x93NUMPY",
+    "nothing.dat": b"",
+}  # fmt: skip
+
 # Rejected: the rule, and how they are made.
 BAD: dict[str, tuple[str, Callable[[Path], object]]] = {
     "empty.wav": ("empty", lambda p: raw(p, b"")),
@@ -171,6 +181,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no-channels.wav": ("unreadable", lambda p: changed(p, no_channels)),
     "no-rate.wav": ("unreadable", lambda p: changed(p, no_rate)),
     "text.wav": ("unreadable", lambda p: raw(p, b"notes of the session\n" * 99)),
+    "tape.wma": ("unreadable", lambda p: raw(p, bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + bytes(99))),
     "text.mp3": ("unreadable", lambda p: raw(p, b"notes of the session\n" * 99)),
     "page.m4a": ("unreadable", lambda p: raw(p, b"<html><body>404 not found</body></html>")),
     "playlist.m4a": ("unreadable", lambda p: raw(p, b"#EXTM3U\n#EXTINF:9,\nplain.wav\n")),
@@ -211,6 +222,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], di
         make(root / name)
     for name, (_, make) in BAD.items():
         make(root / name)
+    for name, data in IGNORED.items():
+        raw(root / name, data)
     (root / "loop").symlink_to(root, target_is_directory=True)
     with socket.socket(socket.AF_UNIX) as listener:
         there = os.getcwd()

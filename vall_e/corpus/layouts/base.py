@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from mimetypes import MimeTypes
 from pathlib import Path
 
 from vall_e.corpus.quality import Row, reject
-from vall_e.decoders import EXTENSIONS
+from vall_e.decoders import EXTENSIONS, begins_like_a_recording
 
 STAGE = "ingest"
+_KINDS = MimeTypes()  # Python's own table: that of the machine would make a folder two on two machines
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def is_utf8(path: str | Path) -> bool:
 
 def recordings(root: Path, faults: list[tuple[Path, str]] | None = None) -> Iterator[Path]:
     """Recordings below ``root`` in a fixed order. Links are followed, each folder once, so a loop ends; names that
-    begin with a dot are left out.
+    begin with a dot are left out. What has another ending than a recording's is one by its first bytes, but for
+    documents and pictures, which are not opened.
 
     Args:
         faults: given what is no recording though it seems one, with the reason: folders that cannot be opened, and
@@ -77,5 +80,12 @@ def recordings(root: Path, faults: list[tuple[Path, str]] | None = None) -> Iter
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         faults += [(Path(folder, name), "a folder") for name in folders if name.lower().endswith(EXTENSIONS)]
         for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
-                yield Path(folder, name)
+            path = Path(folder, name)
+            if not name.startswith(".") and (name.lower().endswith(EXTENSIONS) or _is_recording(path)):
+                yield path
+
+
+def _is_recording(path: Path) -> bool:
+    kind = _KINDS.guess_type(path.name)[0] or ""
+    document = kind != "application/octet-stream" and kind.startswith(("text/", "image/", "application/"))
+    return not document and begins_like_a_recording(path)

@@ -34,7 +34,7 @@ def read_folder(config: IngestConfig) -> Found:
     faults: list[tuple[Path, str]] = []
     files = list(recordings(root, faults))
     if not files:
-        raise ConfigError(f"ingest.path {config.path}: no {', '.join(EXTENSIONS)} file in it or below it")
+        raise ConfigError(f"ingest.path {config.path}: no {', '.join(EXTENSIONS)} or other recording in it or below it")
     layout = config.layout if config.layout != "auto" else _detected(config, root, files)
     if layout == "ljspeech":
         found = read_ljspeech(root, files)
