@@ -145,7 +145,7 @@ def pipeline(
 def use_profile(root: Path, profile: str | None, settings: Iterable[str]) -> None:
     """Write a profile and settings into ``params.yaml``. Raises ConfigError with the file untouched."""
     text, params = prepare(root, profile, settings)
-    check_watched(root / params.ingest.path)
+    check_watched(root / params.ingest.path, root)
     write_params(root, text)
 
 

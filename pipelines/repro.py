@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = Path(".")
     try:
         _, params = prepare(root, args.profile, args.set)
-        check_watched(root / params.ingest.path)
+        check_watched(root / params.ingest.path, root)
         if args.dry_run:
             return _dry_run(params, args.stage)
     except (ValueError, FileNotFoundError) as error:

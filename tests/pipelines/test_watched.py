@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from pipelines import repro
 from pipelines.watched import check_watched
@@ -32,6 +33,22 @@ def test_links_to_nowhere_pipes_and_sockets_are_named(tmp_path: Path, monkeypatc
     for name in ("self.wav: a link", "lost.wav: a link", "pipe.txt: a pipe", "talk: a pipe, a socket", "manifest"):
         assert name in said
     assert "good" not in said and "bad" not in said
+
+
+def test_what_dvc_is_told_to_ignore_is_for_ingest(tmp_path: Path) -> None:
+    root = tmp_path / "recordings"
+    root.mkdir()
+    (root / "lost.wav").symlink_to("nowhere.wav")
+    os.mkfifo(root / "pipe.wav")
+    Repo.init(str(tmp_path), no_scm=True).close()
+    (tmp_path / ".dvcignore").write_text("recordings/lost.wav\n")
+    with pytest.raises(ConfigError, match="pipe.wav: a pipe") as refused:
+        check_watched(root, tmp_path)
+    assert "lost" not in str(refused.value)
+    (tmp_path / ".dvcignore").write_text("recordings/lost.wav\nrecordings/pipe.wav\n")
+    check_watched(root, tmp_path)
+    with pytest.raises(ConfigError, match="lost.wav"):
+        check_watched(root)
 
 
 def test_many_are_counted_and_a_folder_that_is_not_there_is_for_ingest_to_tell(tmp_path: Path) -> None:
