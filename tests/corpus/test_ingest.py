@@ -65,6 +65,19 @@ def test_languages_as_other_tools_write_them(tmp_path: Path) -> None:
         run(tmp_path, tmp_path / "out", language="Klingon")
 
 
+def test_a_row_about_a_part_of_a_recording_is_no_text_of_all_of_it(tmp_path: Path) -> None:
+    """NeMo's manifests say a place in the file."""
+    for name in "abcd":
+        sound(tmp_path / f"{name}.wav", 3.0)
+    rows = ["a.wav,0,1.5,one", "b.wav,1.5,1.5,two", "c.wav,0.0,2.9,three", "d.wav,,1.5,four"]
+    (tmp_path / "manifest.csv").write_text("\n".join(["audio_filepath,offset,duration,text", *rows]))
+    rows, rejects, _ = run(tmp_path, tmp_path / "out")
+    assert [row["text"] for row in rows] == ["three", "four"]
+    assert [(row["id"], row["rule"], row["value"]) for row in rejects] == [
+        ("a", "stretch", "the first 1.5 s of 3.0 s"), ("b.wav", "stretch", "manifest.csv:3: from 1.5 s on"),
+    ]  # fmt: skip
+
+
 def test_pattern_of_file_names(tmp_path: Path) -> None:
     root = tmp_path / "in"
     for name in ("7_theo_12", "9_theo_5", "good_day_anna_1", "nonsense"):

@@ -184,6 +184,34 @@ def test_rows_of_a_csv_that_are_not_its_columns(tmp_path: Path) -> None:
     assert rules(found) == {"manifest.csv:2": "text_encoding", "manifest.csv:3": "bad_metadata"}
 
 
+def test_a_bad_quotation_mark_costs_its_row(tmp_path: Path) -> None:
+    root = touch(tmp_path / "in", *(f"{name}.wav" for name in "abcde"))
+    rows = ['a.wav,"Hi" he said', 'b.wav,"one, ""two""\nthree"', 'c.wav,"never closed', "d.wav,four", 'e.wav,"five"']
+    (root / "manifest.csv").write_text("\n".join(["path,text", *rows]))
+    found = read(root)
+    assert facts(found) == {"b": (None, "in", 'one, "two" three'), "d": (None, "in", "four"), "e": (None, "in", "five")}
+    assert rules(found) == {"manifest.csv:2": "bad_metadata", "manifest.csv:5": "bad_metadata"}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
+def test_rows_of_json_lines_do_not_depend_on_their_order(tmp_path: Path, order: tuple[int, ...]) -> None:
+    root = touch(tmp_path / "in", "a.wav", "b.wav", "c.wav")
+    rows = [{"audio": "a.wav"}, {"audio": "b.wav", "speaker": "anna"}, {"audio": "c.wav"}]
+    table(root / "manifest.jsonl", [rows[index] for index in order])
+    found = read(root)
+    assert facts(found) == {"b": (None, "anna", None)}
+    assert rules(found) == {"a.wav": "bad_metadata", "c.wav": "bad_metadata"}
+
+
+def test_a_json_array_is_a_manifest_and_folders_are_no_recordings(tmp_path: Path) -> None:
+    root = touch(tmp_path / "in", "x/a.wav")
+    rows = [{"audio": "x/a.wav", "text": "one"}, {"audio": "/"}, {"audio": "."}, {"audio": "x"}, 5]
+    (root / "manifest.json").write_text(json.dumps(rows, indent=2))
+    found = read(root)
+    assert facts(found) == {"x/a": (None, "in", "one")}
+    assert rules(found) == {**dict.fromkeys(("/", ".", "x"), "not_a_file"), "manifest.json:5": "bad_metadata"}
+
+
 def test_composed_and_decomposed_names_are_the_same_file(tmp_path: Path) -> None:
     root = touch(tmp_path / "in", "cafe\u0301.wav")
     table(root / "manifest.csv", [{"path": "caf\u00e9.wav", "text": "one"}])
@@ -204,7 +232,8 @@ def test_a_table_named_metadata_with_a_column_of_files_is_a_manifest(tmp_path: P
     [
         ("manifest.csv", "sound,text\na.wav,x\n", "no column of files.*it has sound, text"),
         ("manifest.csv", "", "no rows"),
-        ("manifest.csv", 'path,text\na.wav,"never closed\nb.wav,x\n', "quotation marks"),
+        ("manifest.csv", 'path,"te"xt\na.wav,x\n', "line 1.*quotation marks"),
+        ("manifest.json", '[{"path": "a.wav"},', "manifest.json is not JSON"),
         ("manifest.parquet", "not a table", "not a readable Parquet"),
         ("list.xml", "<a/>", "a manifest is one of"),
     ],

@@ -16,6 +16,7 @@ from vall_e.config import ConfigError
 from vall_e.corpus import demo
 from vall_e.corpus.layouts.base import STAGE, Found, Recording
 from vall_e.corpus.layouts.folder import read_folder
+from vall_e.corpus.layouts.table import WHOLE
 from vall_e.corpus.levels import Fault, Levels, header_fault, levels_fault
 from vall_e.corpus.names import Names
 from vall_e.corpus.quality import Row, check_reject_rate, count_rules, reject, write_rejects
@@ -24,6 +25,7 @@ from vall_e.decoders import AudioError, channel, read_header
 from vall_e.preparation import IngestConfig
 from vall_e.text.codes import espeak_name
 
+_SAME_SECONDS = 0.5  # by which lengths that tables and headers say may differ
 _REMEDY = "a language of espeak-ng, such as en-us, de or cmn, or its ISO 639 code"
 
 
@@ -117,7 +119,7 @@ def _examine(recording: Recording, name: str, config: IngestConfig) -> tuple[Row
             if not levels.count:
                 raise AudioError(recording.path, "the recording has no samples", "remove the file", "empty")
             seconds = levels.count / header.sample_rate
-            fault = levels_fault(levels, header.sample_rate, config) or _text_fault(recording.text, seconds, config)
+            fault = levels_fault(levels, header.sample_rate, config) or _said_fault(recording, seconds, config)
         if fault is None:
             with recording.path.open("rb") as handle:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -138,7 +140,10 @@ def _examine(recording: Recording, name: str, config: IngestConfig) -> tuple[Row
     }, {}
 
 
-def _text_fault(text: str | None, seconds: float, config: IngestConfig) -> Fault | None:
-    rate = len(text or "") / seconds
+def _said_fault(recording: Recording, seconds: float, config: IngestConfig) -> Fault | None:
+    """Where what the layout says of a recording does not fit its length."""
+    if recording.seconds is not None and recording.seconds < seconds - _SAME_SECONDS:
+        return "stretch", f"the first {recording.seconds:g} s of {seconds:.1f} s", WHOLE
+    rate = len(recording.text or "") / seconds
     most = config.max_characters_per_second
     return ("text_too_long", f"{rate:.0f} characters a second", f"{most:g}") if rate > most else None

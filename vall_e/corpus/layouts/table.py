@@ -8,7 +8,7 @@ import json
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ COLUMNS = {
     "speaker": ("speaker", "speaker_id", "spk", "client_id"),
     "language": ("language", "lang", "locale"),
     "group": ("group", "corpus", "dataset"),
+    "offset": ("offset",),  # of NeMo: seconds into the file, of which the row is ``duration`` seconds
+    "duration": ("duration",),
 }
 _LONGEST_FIELD = 4_000_000
+WHOLE = "a whole recording: cut it into files of its own"
 
 
 def tables(root: Path) -> list[Path]:
@@ -43,18 +46,21 @@ def read_manifest(table: Path) -> Found:
         ConfigError: the table cannot be read, or has no column of files.
     """
     found, root = Found("manifest"), table.parent
+    rows = list(_rows(table))
     columns: dict[str, str] = {}
     others: set[str] = set()
+    for _, row in rows:
+        if not isinstance(row, str):
+            chosen = _columns(row)
+            columns |= chosen
+            others |= {name for name in row if name not in chosen.values()}
     taken: set[str] = set()
-    for where, row in _rows(table):
+    for where, row in rows:
         if isinstance(row, str):
             found.refuse(where, "bad_metadata", row, "a row of the table's columns")
             continue
-        chosen = _columns(row)
-        columns |= chosen
-        others |= {name for name in row if name not in chosen.values()}
         try:
-            values = {field: _value(row.get(name), f"{where} {name}", field) for field, name in chosen.items()}
+            values = {field: _value(row.get(name), f"{where} {name}", field) for field, name in _columns(row).items()}
         except TextError as error:
             found.refuse(where, error.rule, error, error.threshold)
             continue
@@ -83,9 +89,17 @@ def _add(
     if not os.path.isabs(said) and os.path.normpath(said).split(os.sep)[0] == os.pardir:
         found.refuse(said, "outside_folder", f"{where}: {said}", f"a path below {root}, or an absolute one")
         return
+    try:
+        seconds = _whole(values)
+    except TextError as error:
+        found.refuse(said, error.rule, f"{where}: {error}", error.threshold)
+        return
     path = _path(root, said)
     if path is None:
         found.refuse(said, "missing", f"{where}: {said}")
+        return
+    if path.is_dir():
+        found.refuse(said, "not_a_file", f"{where}: a folder")
         return
     key = os.path.splitext(os.path.normpath(said))[0].replace(os.sep, "/")
     if str(path) in taken:
@@ -98,7 +112,24 @@ def _add(
         found.refuse(said, error.rule, error, error.threshold)
         return
     speaker = values.get("speaker") or owner(root)
-    found.recordings.append(Recording(path, key, speaker, text, values.get("group"), values.get("language")))
+    group, language = values.get("group"), values.get("language")
+    found.recordings.append(Recording(path, key, speaker, text, group, language, seconds))
+
+
+def _whole(values: dict[str, str | None]) -> float | None:
+    """How long a recording is to be so that the row is about all of it; None where it says no place in it.
+
+    Raises:
+        TextError: the row is about a part, or its place is no number.
+    """
+    offset, duration = values.get("offset"), values.get("duration")
+    try:
+        start, seconds = float(offset or 0), float(duration) if offset and duration else None
+    except ValueError:
+        raise TextError("bad_metadata", f"offset {offset!r}, duration {duration!r}", "seconds") from None
+    if start:
+        raise TextError("stretch", f"from {offset} s on", WHOLE)
+    return seconds
 
 
 def _path(root: Path, said: str) -> Path | None:
@@ -170,30 +201,43 @@ def _read(table: Path) -> str:
 
 def _csv(table: Path) -> Iterator[tuple[str, dict[Any, Any] | str]]:
     text = _read(table)
-    header = text.split("\n", 1)[0]
+    titles = text.split("\n", 1)[0]
     tab = table.suffix.lower() == ".tsv"
-    separator = "\t" if tab else max(",;\t|", key=header.count)
+    separator = "\t" if tab else max(",;\t|", key=titles.count)
     csv.field_size_limit(_LONGEST_FIELD)
     # In a tab-separated table a lone quotation mark is a character like any other.
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=separator,
-        strict=not tab,
-        quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL,
-    )
-    try:
-        names = [_unquoted(name).strip() for name in next(reader, [])]
-        for cells in reader:
-            where = f"{table.name}:{reader.line_num}"
-            if not any(cells):
-                continue
-            if len(cells) != len(names):
-                yield where, f"{len(cells)} cells, not {len(names)}"
-            else:
-                cells = [_unquoted(cell) for cell in cells] if tab else cells
-                yield where, dict(zip(names, cells, strict=True))
-    except csv.Error as error:
-        raise ConfigError(f"{table}, line {reader.line_num}: {error}; mend its quotation marks") from None
+    how = {"delimiter": separator, "strict": not tab, "quoting": csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL}
+    rows = _records(io.StringIO(text, newline="").readlines(), **how)
+    _, header = next(rows, (1, []))
+    if isinstance(header, str):
+        raise ConfigError(f"{table}, line 1: {header}")
+    names = [_unquoted(name).strip() for name in header]
+    for line, cells in rows:
+        where = f"{table.name}:{line}"
+        if isinstance(cells, str):
+            yield where, cells
+        elif not any(cells):
+            continue
+        elif len(cells) != len(names):
+            yield where, f"{len(cells)} cells, not {len(names)}"
+        else:
+            cells = [_unquoted(cell) for cell in cells] if tab else cells
+            yield where, dict(zip(names, cells, strict=True))
+
+
+def _records(lines: Sequence[str], **how: Any) -> Iterator[tuple[int, list[str] | str]]:
+    """Number of its last line and cells of each row, or what is wrong with it: then the next line begins a row."""
+    first = 0
+    while first < len(lines):
+        reader, done = csv.reader(map(lines.__getitem__, range(first, len(lines))), **how), 0
+        try:
+            for cells in reader:
+                done = reader.line_num
+                yield first + done, cells
+            return
+        except csv.Error as error:
+            first += done + 1
+            yield first, f"{error}; mend its quotation marks"
 
 
 def _unquoted(cell: str) -> str:
@@ -203,7 +247,16 @@ def _unquoted(cell: str) -> str:
 
 
 def _json(table: Path) -> Iterator[tuple[str, dict[Any, Any] | str]]:
-    for number, line in enumerate(_read(table).split("\n"), start=1):
+    text = _read(table)
+    if table.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{table} is not JSON: {error}") from None
+        for number, row in enumerate(rows, start=1):
+            yield f"{table.name}:{number}", row if isinstance(row, dict) else f"{type(row).__name__}, not an object"
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
         where = f"{table.name}:{number}"
         if not line.strip():
             continue
