@@ -110,6 +110,41 @@ def test_librispeech(tmp_path: Path) -> None:
     assert [r.text for r in found.recordings] == ["GO DO YOU HEAR", "BUT", None]
 
 
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16"])
+def test_tables_of_texts_with_a_mark(tmp_path: Path, coding: str) -> None:
+    libri = touch(tmp_path / "libri", *(f"84/121/84-121-{n}.flac" for n in range(2)))
+    (libri / "84/121/84-121.trans.txt").write_text("84-121-0 ÉCOUTE\n84-121-1 TWO\n", coding)
+    assert [r.text for r in read(libri).recordings] == ["ÉCOUTE", "TWO"]
+    lj = touch(tmp_path / "lj", "wavs/a.wav", "wavs/b.wav", "wavs/c.wav")
+    (lj / "metadata.csv").write_text("a|one|eins\nb||\nc|", coding)
+    (lj / "wavs/b.lab").write_text("from the lab")
+    (lj / "wavs/c.lab").write_bytes(b"caf\xe9")
+    found = read(lj)
+    assert [r.text for r in found.recordings] == ["eins", "from the lab"]
+    assert [(row["id"], row["rule"]) for row in found.rejects] == [("c", "text_encoding")]
+
+
+def test_tables_of_texts_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    libri = touch(tmp_path / "libri", "84/121/84-121-0.flac", "84/121/84-121-1.flac")
+    (libri / "84/121/84-121.trans.txt").write_text("84-121-0 ONE\n")
+    (libri / "84/121/84-121-1.lab").write_text("two")
+    lj = touch(tmp_path / "lj", "wavs/a.wav")
+    (lj / "metadata.csv").write_text("a|one\n")
+    opened = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.suffix == ".lab":
+            return opened(path)
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    found = read(libri)
+    assert [r.text for r in found.recordings] == ["two"]
+    assert rules(found) == {"84/121/84-121-0.flac": "unreadable_text"}
+    with pytest.raises(ConfigError, match=r"metadata\.csv: Permission denied"):
+        read(lj)
+
+
 ROWS = [
     {"audio": "x/a.wav", "transcript": 'He said, "go"; now', "Speaker": "anna", "lang": "de", "extra": "1"},
     {"audio": "b.flac", "transcript": "two", "Speaker": "7", "lang": "", "extra": ""},

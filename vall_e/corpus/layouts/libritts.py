@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 
 from vall_e.corpus.layouts.base import Found, Recording, is_utf8
-from vall_e.corpus.layouts.texts import TextError, cleaned, decoded, sidecar
+from vall_e.corpus.layouts.texts import TextError, cleaned, decoded, read_lines, sidecar
 
-_TEXTS = (".normalized.txt", ".original.txt", ".txt")
+_TEXTS = (".normalized.txt", ".original.txt", ".txt", ".lab")
 
 
 def is_libritts(root: Path, files: list[Path]) -> bool:
@@ -48,10 +48,10 @@ def _chapter_file(path: Path) -> Path:
 
 
 def _chapter(path: Path) -> dict[str, bytes]:
-    """Id → text of a ``*.trans.txt``, whose lines are ``ID TEXT``; empty where there is none."""
+    """Id → text of a ``*.trans.txt``, whose lines are ``ID TEXT``; empty where there is none. Raises TextError."""
     if not os.path.isfile(path):
         return {}
-    pairs = (line.split(maxsplit=1) for line in path.read_bytes().splitlines() if line.strip())
+    pairs = (line.split(maxsplit=1) for line in read_lines(path) if line.strip())
     return {pair[0].decode("utf-8", "replace"): pair[1] if len(pair) > 1 else b"" for pair in pairs}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vall_e.config import ConfigError
 from vall_e.corpus.layouts.base import Found, Recording, is_utf8, owner
-from vall_e.corpus.layouts.texts import TextError, cleaned, decoded
+from vall_e.corpus.layouts.texts import TextError, cleaned, decoded, read_lines, sidecar
 
 
 def is_ljspeech(root: Path) -> bool:
@@ -18,7 +18,7 @@ def read_ljspeech(root: Path, files: list[Path]) -> Found:
     """Recordings in the order of their ids; what only one of folder and table has is a reject.
 
     Raises:
-        ConfigError: there is no ``metadata.csv`` beside ``wavs/``.
+        ConfigError: there is no ``metadata.csv`` that can be read beside ``wavs/``.
     """
     if not is_ljspeech(root):
         raise ConfigError(f"ingest.layout ljspeech: {root} has no metadata.csv beside a folder wavs/")
@@ -29,7 +29,12 @@ def read_ljspeech(root: Path, files: list[Path]) -> Found:
             by_name.setdefault(_form(path.stem), path)
     found = Found("ljspeech")
     taken: dict[str, Recording] = {}
-    for number, line in enumerate((root / "metadata.csv").read_bytes().splitlines(), start=1):
+    used: set[Path] = set()
+    try:
+        lines = read_lines(root / "metadata.csv")
+    except TextError as error:
+        raise ConfigError(f"ingest.layout ljspeech: {root}: {error}") from None
+    for number, line in enumerate(lines, start=1):
         where = f"metadata.csv:{number}"
         if not line.strip():
             continue
@@ -47,9 +52,12 @@ def read_ljspeech(root: Path, files: list[Path]) -> Found:
             # Only names found by the walk are opened, so an id such as ../../secret leads nowhere.
             found.refuse(name, "missing", f"{where}: wavs/{name}.wav")
         else:
-            text = (texts[1] if len(texts) > 1 else "") or texts[0] or None
-            taken[name] = Recording(by_name[name], name, owner(root), text)
-    used = {recording.path for recording in taken.values()}
+            text = (texts[1] if len(texts) > 1 else "") or texts[0]
+            used.add(by_name[name])
+            try:
+                taken[name] = Recording(by_name[name], name, owner(root), text or sidecar(by_name[name]))
+            except TextError as error:
+                found.refuse(name, error.rule, error, error.threshold)
     mentioned = set(taken) | {row["id"] for row in found.rejects}
     for path in files:
         if path in used:

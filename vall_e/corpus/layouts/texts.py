@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _SIDECARS = (".txt", ".lab")
@@ -53,11 +55,30 @@ def cleaned(text: str, name: str) -> str | None:
 
 def read_text(path: Path) -> str | None:
     """The text in a file. Raises TextError where it cannot be used."""
-    try:
+    with _readable(path):
         size = path.stat().st_size
         if size > _LONGEST_FILE:
             raise TextError("text_too_long", f"{path.name}: {size} bytes", f"{_LONGEST_FILE} bytes")
         return cleaned(decoded(path.read_bytes(), path.name), path.name)
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """Lines of a table of texts, in UTF-8 or what is wrong with them: UTF-16 is converted, byte order marks are gone.
+
+    Raises:
+        TextError: it cannot be opened, or has the mark of UTF-16 and is none.
+    """
+    with _readable(path):
+        raw = path.read_bytes()
+    if raw.startswith(_UTF_16):
+        raw = decoded(raw, path.name).encode()
+    return raw.removeprefix(codecs.BOM_UTF8).splitlines()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise TextError("unreadable_text", f"{path.name}: {error.strerror}") from None
 
