@@ -61,7 +61,7 @@ class RecogniserConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compute_type: str = "int8"
     batch_size: PositiveInt = 8
-    language: str = Field("en", description="Whisper's code; auto: detected in each recording")
+    language: str = Field("en", description="Whisper's code, of clips whose language nobody says; auto: detected")
     vad: Literal["pyannote", "silero"] = "pyannote"
     pad_seconds: Annotated[float, Field(ge=0.0)] = 0.5
     max_new_tokens: PositiveInt = 64

@@ -60,6 +60,7 @@ def test_languages_as_other_tools_write_them(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text(f"audio,locale\n{rows}")
     rows, rejects, _ = run(tmp_path, tmp_path / "out", language="nl-NL")
     assert [row["language"] for row in rows] == ["en-us", "de", "cmn", "pt-br", "fr-fr", "nl"]
+    assert [row["language_given"] for row in rows] == [True] * 5 + [False]
     assert [(row["id"], row["rule"], row["value"]) for row in rejects] == [("6", "language", "Klingon")]
     with pytest.raises(ConfigError, match=r"ingest\.language 'Klingon': espeak-ng does not speak it"):
         run(tmp_path, tmp_path / "out", language="Klingon")

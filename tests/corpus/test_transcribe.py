@@ -263,6 +263,35 @@ def test_words_are_aligned_where_a_model_is_named_for_their_language(tmp_path: P
     assert figures["word_times"] == {"en": "attention"} and kept["u001"]["words"][1]["end"] > 0.15
 
 
+@pytest.mark.parametrize("configured", ["en", "auto"])
+def test_a_language_that_the_layout_names_is_the_recognisers(tmp_path: Path, monkeypatch, configured: str) -> None:
+    """In a batch, one by one where a batch fails, and by windows; what is detected in others stays theirs."""
+    monkeypatch.setattr(listening, "WINDOW_SECONDS", 20.0)
+    said: dict[int, set[str | None]] = {}
+
+    class Polyglot(Ear):
+        def hear(self, clips, prompt=None, vad=False, words=False, languages=None) -> list[Hearing]:
+            if len(clips) > 1:
+                raise RuntimeError("one by one")
+            ((wav, _),) = clips
+            said.setdefault(len(wav) % 100, set()).update(languages)
+            heard = Ear({len(wav): "wort"}, language=languages[0] or "nl").hear(clips)
+            return heard
+
+    names = {1: "de", 2: "cmn", 3: "pt-br", 4: None, 5: "de"}
+    rows = []
+    for tail, language in names.items():
+        wav = np.full((25 * RATE if tail == 5 else 3200) + tail, 0.1)
+        row = recording(f"u{tail}", tmp_path / f"u{tail}.wav", wav, None, language or "en-us")
+        rows.append(row | {"language_given": language is not None})
+    manifest = write_table(rows, MANIFEST, tmp_path / "manifest.parquet")
+    kept, _, _ = run(tmp_path, manifest, Polyglot({}), recogniser={"language": configured})
+    assert {tail: said[tail] for tail in (1, 2, 3, 4)} == {1: {"de"}, 2: {"zh"}, 3: {"pt"}, 4: {None}}
+    assert {name: row["language"] for name, row in kept.items()} == {
+        "u1": "de", "u2": "cmn", "u3": "pt-br", "u4": "nl" if configured == "auto" else "en-us", "u5": "de",
+    }  # fmt: skip
+
+
 def test_a_detected_language_is_espeaks(tmp_path: Path) -> None:
     manifest, _ = corpus(tmp_path, [None], language="en-gb")
     settings = {"recogniser": {"language": "auto"}}

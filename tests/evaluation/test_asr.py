@@ -132,6 +132,13 @@ def test_a_language_is_detected_once_a_clip_where_it_is_not_given(
     assert Detector.calls == 1 and all(h.text for h in found)
 
 
+def test_a_clip_in_a_language_that_the_model_does_not_know_costs_itself_only(clips: list[Clip]) -> None:
+    recogniser = Recogniser(RecogniserConfig(pad_seconds=0.25))
+    german, english = recogniser.hear(clips[:1] * 2, languages=["de", "en"])
+    assert "knows English only, and this is in de" in german.error and not german.pieces
+    assert english.error is None and english.text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

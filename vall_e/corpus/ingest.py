@@ -133,6 +133,7 @@ def _examine(recording: Recording, name: str, config: IngestConfig) -> tuple[Row
     return {
         "text": recording.text,
         "language": language,
+        "language_given": recording.language is not None,
         "seconds": seconds,
         "sample_rate": header.sample_rate,
         "channels": header.channels,

@@ -31,6 +31,7 @@ MANIFEST = pa.schema(
         _field("speaker", _CATEGORY, "speaker id"),
         _field("text", _STRING, "transcript that came with the recording", nullable=True),
         _field("language", _CATEGORY, "BCP-47-like espeak-ng language"),
+        _field("language_given", pa.bool_(), "the layout names it; else it is ingest.language", nullable=True),
         _field("seconds", pa.float64(), "duration in seconds: exact to the sample for hours"),
         _field("sample_rate", pa.int32(), "Hz, of the recording"),
         _field("channels", pa.int32(), "channels of the recording"),

@@ -24,7 +24,7 @@ from vall_e.corpus.schema import MANIFEST, TRANSCRIPTS, read_rows, write_table
 from vall_e.corpus.splits import position
 from vall_e.corpus.transcription.aligning import Aligner, models_for, realign
 from vall_e.corpus.transcription.checking import STAGE, Checker
-from vall_e.corpus.transcription.listening import Listener, listen, needs_words
+from vall_e.corpus.transcription.listening import Listener, given_language, listen, needs_words
 from vall_e.corpus.transcription.turns import Diariser, diarise
 from vall_e.corpus.work import WorkFolder, code_of, key_of, write_text
 from vall_e.preparation import DiariseConfig, ExecutorConfig, RecogniserConfig, TranscribeConfig
@@ -247,7 +247,9 @@ class _Run:
         self, name: str, shards: Sequence[Shard], params: Any, weights: str | Path = "", diarise: bool = False
     ) -> WorkFolder:
         facts = [
-            f"{shard.name}:{row['id']}:{row['digest']}:{bool(row['text'])}" for shard in shards for row in shard.rows
+            f"{shard.name}:{row['id']}:{row['digest']}:{bool(row['text'])}:{given_language(row)}"
+            for shard in shards
+            for row in shard.rows
         ]
         key = key_of(*facts, weights, str(diarise), params=params, code=code_of(*CODE))
         folder = WorkFolder(name, key, self._work_dir)

@@ -107,12 +107,13 @@ class Recogniser:
             languages: Whisper's code for each clip; None is the configured one, or detected where that is ``auto``.
 
         Returns:
-            One hearing for each clip, without pieces for silence, with an error where the model failed.
+            One hearing for each clip, without pieces for silence, with an error where the model failed or does not know
+            the language.
         """
-        out = [Hearing(code or self._default) for code in languages or [None] * len(clips)]
+        out = [Hearing(code or self._default, error=self._stranger(code)) for code in languages or [None] * len(clips)]
         pieces: list[_Clip] = []
         for item, (wav, rate) in enumerate(clips):
-            sound = self._prepare(wav, rate)
+            sound = None if out[item].error else self._prepare(wav, rate)
             if sound is None:
                 continue
             try:
@@ -143,6 +144,16 @@ class Recogniser:
                 raise RecogniserError(f"recogniser.language: {error}") from None
             self._tokenizers[language] = made
         return self._tokenizers[language]
+
+    def _stranger(self, language: str | None) -> str | None:
+        """Why a clip in ``language`` cannot be recognised, None where it can."""
+        from faster_whisper.tokenizer import _LANGUAGE_CODES
+
+        if language is None or language == "en" or (self._multilingual and language in _LANGUAGE_CODES):
+            return None
+        knows = "no such language" if self._multilingual else "English only"
+        remedy = "name a Whisper model that does, or check no given texts (transcribe.verify_fraction 0)"
+        return f"recogniser.model {self.config.model} knows {knows}, and this is in {language}: {remedy}"
 
     def _suppressed_tokens(self, tokenizer: Tokenizer) -> list[int]:
         """Whisper's own list of non-speech tokens, and all with digits: what was said is compared in words."""

@@ -77,7 +77,7 @@ class Checker:
             self._whole(row, entry, language, words, labels[0] if labels else "S0" if turns is not None else None)
 
     def _language(self, row: Row, entry: Row | None) -> str | None:
-        if not self._detected or entry is None or not entry["pieces"]:
+        if not self._detected or row["language_given"] or entry is None or not entry["pieces"]:
             return row["language"]
         return espeak_language(entry["language"], row["language"])
 

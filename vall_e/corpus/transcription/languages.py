@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from vall_e.text.codes import espeak_name
 
+_WHISPER = {"cmn": "zh", "nb": "no"}
+
 
 def espeak_language(code: str, expected: str) -> str | None:
     """The espeak-ng language of Whisper's ``code``: ``expected`` where that is a form of it (en-gb of en), else its
@@ -15,10 +17,10 @@ def espeak_language(code: str, expected: str) -> str | None:
     return expected if base == code or (usual is not None and base == usual.split("-")[0]) else usual
 
 
-def whisper_language(name: str) -> str:
-    """Whisper's code of espeak-ng's language ``name``."""
-    base = name.split("-")[0]
-    return next((code for code, usual in _OTHER_NAMES.items() if base == usual.split("-")[0]), base)
+def whisper_language(language: str) -> str:
+    """Whisper's code of an espeak-ng language."""
+    base = language.split("-")[0]
+    return _WHISPER.get(base, base)
 
 
 def units(text: str, spaced: bool) -> list[str]:

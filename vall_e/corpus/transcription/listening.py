@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vall_e import audio
+from vall_e.corpus.transcription.languages import whisper_language
 from vall_e.corpus.transcription.pauses import Spoken, break_point, place
 from vall_e.evaluation.encoder import RATE
 from vall_e.evaluation.hearing import Hearing, Word, compression_ratio
@@ -39,6 +40,11 @@ class Listener(Protocol):
 def needs_words(row: Row, config: TranscribeConfig) -> bool:
     """Times of words are needed to cut, and wanted where the recogniser's text is used."""
     return not row["text"] or row["seconds"] > config.max_seconds or config.diarise is not None
+
+
+def given_language(row: Row) -> str | None:
+    """Whisper's code of the language that the recording's layout names; None where it names none."""
+    return whisper_language(row["language"]) if row["language_given"] else None
 
 
 def listen(
@@ -93,7 +99,8 @@ def _hear_together(listener: Listener, rows: Sequence[Row], config: TranscribeCo
         except audio.AudioError as error:
             entries.append(_faulty(row, "unreadable", str(error)))
     timed = any(needs_words(row, config) for row in loaded)
-    for row, wav, found in zip(loaded, waves, _hear(listener, waves, config, vad, timed), strict=True):
+    heard = _hear(listener, waves, [given_language(row) for row in loaded], config, vad, timed)
+    for row, wav, found in zip(loaded, waves, heard, strict=True):
         entry = _entry(row, found)
         if entry["fault"] is None:
             _add(entry, found, wav, 0.0, needs_words(row, config), last=True)
@@ -102,22 +109,28 @@ def _hear_together(listener: Listener, rows: Sequence[Row], config: TranscribeCo
 
 
 def _hear(
-    listener: Listener, waves: Sequence[np.ndarray], config: TranscribeConfig, vad: bool, timed: bool
+    listener: Listener,
+    waves: Sequence[np.ndarray],
+    languages: Sequence[str | None],
+    config: TranscribeConfig,
+    vad: bool,
+    timed: bool,
 ) -> list[Hearing]:
     """What is heard in each wave; where a call fails, each wave by itself, so that one costs itself only."""
     if not waves:
         return []
     try:
-        return listener.hear([(wav, RATE) for wav in waves], config.prompt, vad, timed)
+        return listener.hear([(wav, RATE) for wav in waves], config.prompt, vad, timed, languages)
     except RuntimeError as error:
         if len(waves) == 1:
             return [Hearing(config.recogniser.language, error=str(error))]
-        return [found for wav in waves for found in _hear(listener, [wav], config, vad, timed)]
+        alone = ([[wav], [language]] for wav, language in zip(waves, languages, strict=True))
+        return [found for part in alone for found in _hear(listener, *part, config, vad, timed)]
 
 
 def _hear_by_windows(listener: Listener, row: Row, config: TranscribeConfig) -> Row:
     entry: Row | None = None
-    language, start, seconds = None, 0.0, row["seconds"]
+    language, start, seconds = given_language(row), 0.0, row["seconds"]
     while True:
         last = start + WINDOW_SECONDS >= seconds
         try:
