@@ -131,3 +131,18 @@ def test_scoring_words() -> None:
     assert words_for_scoring("It's 739.", digits_apart=True) == ["its", "seven", "three", "nine"]
     assert words_for_scoring(" ... ") == []
     assert words_for_scoring("12", "cmn", digits_apart=True) == ["一", "二"]
+
+
+@pytest.mark.parametrize(
+    ("text", "language"), [("${}", "en-us"), ("$0{} million", "en-us"), ("€{}.50", "de"), ("{} €", "fr-fr")]
+)
+def test_a_sum_longer_than_anybody_reads_is_read_digit_by_digit(text: str, language: str) -> None:
+    """Python makes no number of 4,301 digits."""
+    found = normalize(text.format("9" * 4301), language).split()
+    assert len(found) > 4301 and set(found[:4000]) <= {"nine", "zero", "neun", "neuf"} | {"eur"}
+
+
+def test_sums_up_to_that_are_read_as_before() -> None:
+    assert normalize("$1500 and $0.50 and $1.01 and £001 and $0", "en-us") == (
+        "one thousand five hundred dollars and fifty cents and one dollar and one cent and one pound and zero dollars"
+    )

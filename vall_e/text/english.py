@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from vall_e.text.numerals import apart, integer, spoken
+from vall_e.text.numerals import apart, cardinal, integer, spoken
 from vall_e.text.transducers import verbalize
 
 _ABBREVIATIONS = {
@@ -123,18 +123,19 @@ def _decade(match: re.Match[str]) -> str:
 
 
 def _money(match: re.Match[str]) -> str:
-    (unit, small), whole, cents, magnitude = _CURRENCY[match[1]], int(match[2]), match[3], match[4]
+    (unit, small), whole, cents, magnitude = _CURRENCY[match[1]], match[2].lstrip("0"), match[3], match[4]
     if magnitude or (cents and len(cents) != 2):
         amount = integer(match[2], "en") + (f" point {apart(cents, 'en')}" if cents else "")
-        return f" {amount} {magnitude or ''} {_plural(unit, 2)} "
-    parts = [(whole, unit)] if whole or not int(cents or 0) else []
-    parts += [(int(cents), small)] if cents and int(cents) else []
-    said = " and ".join(f"{spoken(count, 'en')} {_plural(name, count)}" for count, name in parts)
+        return f" {amount} {magnitude or ''} {_plural(unit, '2')} "
+    cents = (cents or "").lstrip("0")
+    parts = [(whole or "0", unit)] if whole or not cents else []
+    parts += [(cents, small)] if cents else []
+    said = " and ".join(f"{cardinal(count, 'en')} {_plural(name, count)}" for count, name in parts)
     return f" {said} "
 
 
-def _plural(unit: str, count: int) -> str:
-    return unit if count == 1 or unit in _NO_PLURAL else {"penny": "pence"}.get(unit, unit + "s")
+def _plural(unit: str, count: str) -> str:
+    return unit if count == "1" or unit in _NO_PLURAL else {"penny": "pence"}.get(unit, unit + "s")
 
 
 def _clock(match: re.Match[str]) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from vall_e.text.numerals import apart, integer, spoken
+from vall_e.text.numerals import LONGEST_NUMBER, apart, integer, spoken
 
 _WHOLE = r"\d{1,3}(?:[. ']\d{3})+(?!\d)|\d+"
 
@@ -214,8 +214,10 @@ def _form(percent: str | tuple[str, str, str], number: str) -> str:
 def _money(match: re.Match[str], language: str) -> str:
     side = "a" if match["before"] else "b"
     code = _CODES[match["before"] or match["behind"]]
-    whole, cents = int(re.sub(r"\D", "", match[f"{side}whole"])), match[f"{side}cents"]
-    said = spoken(float(f"{whole}.{cents or '00'}"), language, to="currency", currency=code)
+    whole, cents = re.sub(r"\D", "", match[f"{side}whole"]).lstrip("0") or "0", match[f"{side}cents"]
+    said = ""
+    if len(whole) <= LONGEST_NUMBER:
+        said = spoken(float(f"{whole}.{cents or '00'}"), language, to="currency", currency=code)
     if not said:
         return f" {whole} {f'{cents} ' if cents else ''}{code.lower()} "
     if not cents or not int(cents):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_LONGEST_NUMBER = 15
+LONGEST_NUMBER = 15  # digits
 
 
 def spoken(number: float, language: str, **how: Any) -> str:
@@ -31,9 +31,14 @@ def apart(digits: str, language: str) -> str:
     return " ".join(spoken(int(digit), language) for digit in digits)
 
 
+def cardinal(digits: str, language: str) -> str:
+    """A whole number, digit by digit where it is longer than anybody reads."""
+    return apart(digits, language) if len(digits) > LONGEST_NUMBER else spoken(int(digits), language)
+
+
 def integer(digits: str, language: str) -> str:
     """A whole number as it is read; phone numbers, codes and "007" digit by digit."""
-    if len(digits) > _LONGEST_NUMBER or (len(digits) > 1 and digits[0] == "0"):
+    if len(digits) > LONGEST_NUMBER or (len(digits) > 1 and digits[0] == "0"):
         return apart(digits, language)
     value = int(digits)
     if language == "en" and len(digits) == 4 and (1100 <= value <= 1999 or 2010 <= value <= 2099):
