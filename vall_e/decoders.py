@@ -152,7 +152,18 @@ def _says_its_length(path: Path) -> bool:
 
 
 def channel(header: Header, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-    """The mean of a recording's channels, block by block: float32 [n], n > 0, finite; nothing else is in memory.
+    """The mean of a recording's channels, block by block: float32 [n]. Otherwise as ``blocks``."""
+    for block in blocks(header, start, stop):
+        yield mixed(block)
+
+
+def mixed(block: np.ndarray) -> np.ndarray:
+    """float32 [n, C] → the mean of its channels [n]."""
+    return np.ascontiguousarray(block[:, 0]) if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+
+
+def blocks(header: Header, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """A recording block by block: float32 [n, C], n > 0, finite; nothing else is in memory.
 
     A part has the very samples of a run from the beginning, but for what rounding and noise substitution make of them
     in lossy formats. Vorbis and raw aac, which have no index to go by, are decoded from their beginning.
@@ -175,7 +186,7 @@ def channel(header: Header, start: int = 0, stop: int | None = None) -> Iterator
             reason = f"samples are NaN or infinite, the first at {place:.3f} s ({header.coding})"
             raise AudioError(header.path, reason, "export it again as 16-bit PCM", "not_finite")
         done += len(block)
-        yield np.ascontiguousarray(block[:, 0]) if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+        yield block
     wanted = header.frames if stop is None or header.frames is None else min(stop, header.frames)
     if wanted is not None and done + header.tolerance < wanted:
         reason = f"cut off: {done} of {wanted} samples"

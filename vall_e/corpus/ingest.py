@@ -21,7 +21,7 @@ from vall_e.corpus.levels import Fault, Levels, header_fault, levels_fault
 from vall_e.corpus.names import Names
 from vall_e.corpus.quality import Row, check_reject_rate, count_rules, reject, write_rejects
 from vall_e.corpus.schema import MANIFEST, write_table
-from vall_e.decoders import AudioError, channel, read_header
+from vall_e.decoders import AudioError, blocks, read_header
 from vall_e.preparation import IngestConfig
 from vall_e.text.codes import espeak_name
 
@@ -114,7 +114,7 @@ def _examine(recording: Recording, name: str, config: IngestConfig) -> tuple[Row
         header = read_header(recording.path)
         fault = header_fault(header, config)
         if fault is None:
-            for block in channel(header):
+            for block in blocks(header):
                 levels.add(block)
             if not levels.count:
                 raise AudioError(recording.path, "the recording has no samples", "remove the file", "empty")

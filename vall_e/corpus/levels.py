@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from vall_e.corpus.quality import Fault
-from vall_e.decoders import Header
+from vall_e.decoders import Header, mixed
 from vall_e.preparation import IngestConfig
 
 _FULL_SCALE = 0.999
+_CANCELLED_DB = 20.0
 
 
-@dataclass
 class Levels:
-    """Sums over the samples of a recording."""
+    """Sums over the samples of a recording: of the mean of its channels, and of each of its C channels."""
 
-    count: int = 0
-    total: float = 0.0
-    energy: float = 0.0
-    full: int = 0
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean = self._each = np.zeros((2, 1))  # sums of samples and of their squares, [2, 1] and [2, C]
+        self._full = np.zeros(1)
 
     def add(self, block: np.ndarray) -> None:
-        """Take in a block, float [n], finite."""
+        """Take in a block, float [n, C], finite."""
         self.count += len(block)
-        self.total += float(block.sum(dtype=np.float64))
-        self.energy += float(np.square(block, dtype=np.float64).sum())
-        self.full += int((np.abs(block) >= _FULL_SCALE).sum())
+        self._each = self._each + _sums(block)
+        self._mean = self._each if block.shape[1] == 1 else self._mean + _sums(mixed(block)[:, None])
+        self._full = self._full + (np.abs(block) >= _FULL_SCALE).sum(axis=0)
 
     @property
     def rms_db(self) -> float:
-        """RMS about the mean (a constant is no sound), dB below full scale; minus infinity for silence."""
-        mean = self.total / self.count
-        power = self.energy / self.count - mean * mean
-        # What is left of a constant after rounding, 120 dB below it, is nothing.
-        return 10 * float(np.log10(power)) if power > 1e-12 * (mean * mean) and power > 0 else -np.inf
+        """RMS about the mean (a constant is no sound) of the mean of the channels, dB below full scale; minus infinity
+        for silence."""
+        return _db(float(self._power(self._mean)[0]))
+
+    @property
+    def lost_db(self) -> float:
+        """By how many dB the mean of the channels is quieter than that of sounds that have nothing to do with each
+        other: where channels are each other's reverse, they cancel out."""
+        each = float(self._power(self._each).sum()) / self._each.shape[1] ** 2
+        return _db(each) - self.rms_db if each > 0 else 0.0
 
     @property
     def clipped(self) -> float:
-        """Share of the samples at full scale, 0..1."""
-        return self.full / self.count
+        """Share of the samples at full scale in the channel that has the most, 0..1."""
+        return float(self._full.max()) / self.count
+
+    def _power(self, sums: np.ndarray) -> np.ndarray:
+        mean, energy = sums / self.count
+        power = energy - mean * mean
+        # What is left of a constant after rounding, 120 dB below it, is nothing.
+        return np.where((power > 1e-12 * mean * mean) & (power > 0), power, 0.0)
+
+
+def _sums(block: np.ndarray) -> np.ndarray:
+    return np.stack([block.sum(axis=0, dtype=np.float64), np.square(block, dtype=np.float64).sum(axis=0)])
+
+
+def _db(power: float) -> float:
+    return 10 * float(np.log10(power)) if power > 0 else -np.inf
 
 
 def header_fault(header: Header, config: IngestConfig) -> Fault | None:
@@ -59,6 +76,12 @@ def levels_fault(levels: Levels, rate: int, config: IngestConfig) -> Fault | Non
         return "too_short", f"{seconds:.3f} s", f"{config.min_seconds:g} s"
     if config.max_seconds is not None and (fault := _too_long(seconds, config.max_seconds)):
         return fault
+    if levels.lost_db > _CANCELLED_DB:
+        return (
+            "cancelled",
+            f"the mean of the channels is {levels.lost_db:.0f} dB too quiet",
+            "one channel, or equal signs",
+        )
     if levels.rms_db < config.min_rms_db:
         return "silent", f"{levels.rms_db:.1f} dB", f"{config.min_rms_db:g} dB"
     if levels.clipped > config.max_clipped:
