@@ -10,7 +10,7 @@ import pytest
 
 from vall_e.corpus.card import _lasting, histogram_plot, make_card, waterfall
 from vall_e.corpus.quality import reject, write_rejects
-from vall_e.corpus.schema import MEASURES, PHONES, UTTERANCES, write_table
+from vall_e.corpus.schema import MANIFEST, MEASURES, PHONES, UTTERANCES, write_table
 from vall_e.preparation import CardConfig
 
 HOSTILE = "<script>alert('x')</script> & | **bold**"
@@ -67,6 +67,7 @@ def test_hours_rejects_and_hashes_are_those_of_the_tables(data):
     assert f"| ann | 40 | {60 * ann:.1f} min |" in markdown
     assert "| encode | poisoned | 1 |" in markdown
     assert [_lasting(hours) for hours in (2.5, 0.05, 2 / 3600)] == ["2.50 h", "3.0 min", "2.0 s"]
+    assert "## Licences" not in markdown
     make_card(CardConfig(), folder / "quality/manifest.parquet", folder, folder / "bare")
     assert "not stated" in (folder / "bare/index.html").read_text()
 
@@ -114,3 +115,26 @@ def test_an_empty_manifest_says_what_to_do(tmp_path):
     write_table([], UTTERANCES, tmp_path / "manifest.parquet")
     with pytest.raises(ValueError, match="no utterance"):
         make_card(CardConfig(), tmp_path / "manifest.parquet", tmp_path, tmp_path / "card")
+
+
+@pytest.mark.parametrize("stated", [None, "CC BY 4.0"])
+def test_licences_of_single_recordings_are_counted(data, stated):
+    folder, rows = data
+    said = {"u000": "CC0", "u001": HOSTILE, "u002": "CC0"}
+    facts = {
+        "path": "x",
+        "speaker": "s",
+        "language": "ja",
+        "seconds": 1.0,
+        "sample_rate": 1,
+        "channels": 1,
+        "digest": "0",
+    }
+    table = [{"id": row["id"], "licence": said.get(row["id"])} | facts for row in rows]
+    write_table(table, MANIFEST, folder / "ingest/manifest.parquet")
+    make_card(CardConfig(licence=stated), folder / "quality/manifest.parquet", folder, folder / "card")
+    markdown = (folder / "card/card.md").read_text()
+    assert "| CC0 | 2 |" in markdown and f"| {stated or 'not stated'} | 117 |" in markdown
+    assert f"Licence of the recordings: {stated or 'by recording, see below'}" in markdown
+    page = (folder / "card/index.html").read_text()
+    assert "<h2>Licences</h2>" in page and "<script>" not in page and "<script>" not in markdown

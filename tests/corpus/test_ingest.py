@@ -52,15 +52,16 @@ def test_speaker_folders_with_sidecar_text_in_four_formats(tmp_path: Path) -> No
     assert len({row["digest"] for row in rows}) == 5 - 1  # take0.wav and take4.WAV hold the same bytes
 
 
-def test_languages_as_other_tools_write_them(tmp_path: Path) -> None:
+def test_languages_as_other_tools_write_them_and_licences(tmp_path: Path) -> None:
     said = ["en", "de-AT", "zh-CN", "pt_BR", "fra", "", "Klingon"]
     for name in range(len(said)):
         sound(tmp_path / f"{name}.wav")
-    rows = "".join(f"{name}.wav,{language}\n" for name, language in enumerate(said))
-    (tmp_path / "manifest.csv").write_text(f"audio,locale\n{rows}")
+    rows = "".join(f"{name}.wav,{language},{'CC0' if name else ''}\n" for name, language in enumerate(said))
+    (tmp_path / "manifest.csv").write_text(f"audio,locale,License\n{rows}")
     rows, rejects, _ = run(tmp_path, tmp_path / "out", language="nl-NL")
     assert [row["language"] for row in rows] == ["en-us", "de", "cmn", "pt-br", "fr-fr", "nl"]
     assert [row["language_given"] for row in rows] == [True] * 5 + [False]
+    assert [row["licence"] for row in rows] == [None] + ["CC0"] * 5
     assert [(row["id"], row["rule"], row["value"]) for row in rejects] == [("6", "language", "Klingon")]
     with pytest.raises(ConfigError, match=r"ingest\.language 'Klingon': espeak-ng does not speak it"):
         run(tmp_path, tmp_path / "out", language="Klingon")

@@ -21,14 +21,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vall_e.corpus.quality import count_rules
-from vall_e.corpus.schema import PHONES, REJECTS, UTTERANCES, read_rows, shard_files
+from vall_e.corpus.schema import MANIFEST, PHONES, REJECTS, UTTERANCES, read_rows, shard_files
 from vall_e.corpus.work import digest_of, write_text
 from vall_e.preparation import CardConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
 NOT_STATED = "not stated"
 BINS = 30
-COLUMNS = ("id", "speaker", "language", "split", "seconds", "text")
+COLUMNS = ("id", "recording", "speaker", "language", "split", "seconds", "text")
 SHOWN = {  # columns of MEASURES, with the title of their histogram
     "dnsmos": "DNSMOS, 1 to 5",
     "snr_db": "signal to noise, dB",
@@ -55,9 +55,13 @@ def make_card(config: CardConfig, manifest: Path, data: Path, out_dir: Path) -> 
     if not rows:
         raise ValueError(f"{manifest} has no utterance: run the stage that makes it again")
     falls = waterfall(data)
+    licences = _licences(data / "ingest" / "manifest.parquet")
+    for row in rows:
+        row["licence"] = licences.get(row["recording"]) or config.licence or NOT_STATED
     facts = {
         "title": config.title,
-        "licence": config.licence or NOT_STATED,
+        "licence": config.licence or ("by recording, see below" if licences else NOT_STATED),
+        "licences": _groups(rows, "licence") if licences else [],
         "notes": config.notes or "",
         "totals": _totals(rows),
         "speakers": _groups(rows, "speaker")[: config.speakers],
@@ -155,6 +159,12 @@ def _picture(paint: Any, size: tuple[float, float], kind: str) -> bytes:
         out = io.BytesIO()
         figure.savefig(out, format=kind, metadata={"Date": None, "Creator": None} if kind == "svg" else None)
     return out.getvalue()
+
+
+def _licences(manifest: Path) -> dict[str, str]:
+    """Recording → licence, of those whose table names one; ``manifest`` is the ingest stage's, if it is there."""
+    rows = read_rows(manifest, MANIFEST, ("id", "licence")) if manifest.is_file() else []
+    return {row["id"]: row["licence"] for row in rows if row["licence"]}
 
 
 def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

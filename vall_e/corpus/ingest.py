@@ -138,6 +138,7 @@ def _examine(recording: Recording, name: str, config: IngestConfig) -> tuple[Row
         "sample_rate": header.sample_rate,
         "channels": header.channels,
         "digest": digest,
+        "licence": recording.licence,
     }, {}
 
 

@@ -36,6 +36,7 @@ MANIFEST = pa.schema(
         _field("sample_rate", pa.int32(), "Hz, of the recording"),
         _field("channels", pa.int32(), "channels of the recording"),
         _field("digest", _STRING, "SHA-256 of the recording's bytes"),
+        _field("licence", _CATEGORY, "of the recording, as its table names it", nullable=True),
     ]
 )
 

@@ -19,8 +19,8 @@ _KINDS = MimeTypes()  # Python's own table: that of the machine would make a fol
 class Recording:
     """A file with what its layout says about it. ``speaker``, ``key`` and ``group`` are raw: any characters may occur.
 
-    ``text`` and ``language`` are None where the layout says none. ``seconds``, if any, is how much of the file from its
-    beginning on is meant.
+    ``text``, ``language`` and ``licence`` are None where the layout says none. ``seconds``, if any, is how much of the
+    file from its beginning on is meant.
     """
 
     path: Path
@@ -29,6 +29,7 @@ class Recording:
     text: str | None = None
     group: str | None = None
     language: str | None = None
+    licence: str | None = None
     seconds: float | None = None
 
 

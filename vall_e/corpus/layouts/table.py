@@ -25,6 +25,7 @@ COLUMNS = {
     "speaker": ("speaker", "speaker_id", "spk", "client_id"),
     "language": ("language", "lang", "locale"),
     "group": ("group", "corpus", "dataset"),
+    "licence": ("licence", "license"),
     "offset": ("offset",),  # of NeMo: seconds into the file, of which the row is ``duration`` seconds
     "duration": ("duration",),
 }
@@ -112,8 +113,8 @@ def _add(
         found.refuse(said, error.rule, error, error.threshold)
         return
     speaker = values.get("speaker") or owner(root)
-    group, language = values.get("group"), values.get("language")
-    found.recordings.append(Recording(path, key, speaker, text, group, language, seconds))
+    more = {name: values.get(name) for name in ("group", "language", "licence")}
+    found.recordings.append(Recording(path, key, speaker, text, **more, seconds=seconds))
 
 
 def _whole(values: dict[str, str | None]) -> float | None:
