@@ -59,7 +59,17 @@ def test_params_yaml_says_every_parameter(project_root):
 
 @pytest.mark.parametrize(
     "name",
-    ["digits", "finetune", "ljspeech-smoke", "base-24khz", "micro", "reference-220m", "tiny-valle", "tiny-depth"],
+    [
+        "digits",
+        "finetune",
+        "own",
+        "ljspeech-smoke",
+        "base-24khz",
+        "micro",
+        "reference-220m",
+        "tiny-valle",
+        "tiny-depth",
+    ],
 )
 def test_every_profile_is_valid_and_keeps_the_comments(project, name):
     text, params = repro.prepare(project, name, [])
@@ -69,6 +79,13 @@ def test_every_profile_is_valid_and_keeps_the_comments(project, name):
     (project / "merged.yaml").write_text(text)
     assert load_params(project / "merged.yaml") == params
     assert params == load_params(project / "params.yaml", profile_files(project)[name])
+
+
+def test_own_recordings_are_not_heard_as_the_demos_digits(project):
+    _, params = repro.prepare(project, "own", ["ingest.path=some_folder"])
+    assert (params.ingest.source, params.ingest.path, params.ingest.layout) == ("folder", "some_folder", "auto")
+    assert params.transcribe.prompt is None and params.evaluate.asr_prompt is None
+    assert params.transcribe.max_cer <= type(params.transcribe)().max_cer
 
 
 def test_demo_leaves_the_file_as_it_is(project):
