@@ -16,6 +16,7 @@ from tests.test_jobs import tone
 from vall_e import Audio, Request, SamplingConfig, SpeechError, Voice
 from vall_e.generation import planning, segments
 from vall_e.generation.ar import Candidate
+from vall_e.generation.speech import one_channel
 
 LONG = "one two three, two one. three three two one!\n\none two, three"
 
@@ -92,6 +93,27 @@ def test_a_file_and_its_samples_at_any_rate_are_the_same_prompt(voice, tmp_path,
     for bad in ((np.zeros(16_000), 16_000), (np.full(16_000, np.nan), 16_000), (prompt[:100], 16_000)):
         with pytest.raises(SpeechError, match="silent|finite|too short"):
             voice.speak("one", bad)
+
+
+@pytest.mark.parametrize("kind, full", [(np.int16, 2**15), (np.int32, 2**31), (np.float64, 1)])
+def test_samples_of_several_channels_and_integers_are_read_as_one_channel(voice, prompt, kind, full):
+    left, right = (np.round(prompt * 2**15) / 2**15 * full).astype(kind), np.zeros(len(prompt), kind)
+    mean = np.round(prompt * 2**15).astype(np.float32) / 2**16
+    np.testing.assert_array_equal(one_channel(np.stack((left, right), axis=1)), mean)
+    np.testing.assert_array_equal(one_channel(left[None]), 2 * mean)
+    np.testing.assert_array_equal(one_channel(left.tolist() if kind is np.float64 else left), 2 * mean)
+    codes, _ = voice.prompt_codes(np.stack((left, left), axis=1))
+    np.testing.assert_array_equal(codes, voice.prompt_codes(2 * mean)[0])
+
+
+def test_bytes_are_around_128_and_samples_that_could_mean_anything_are_refused(voice, prompt):
+    assert one_channel(np.array([0, 128, 192], np.uint8)).tolist() == [-1.0, 0.0, 0.5]
+    for bad, reason in (
+        (np.stack((prompt, prompt)), r"shape \[2, 12800\]: give \[N\] or \[N, channels\]"),
+        (np.zeros((9, 3, 2)), "shape"), (np.arange(9), "type int64: give floats"), (prompt > 0, "type bool"),
+    ):  # fmt: skip
+        with pytest.raises(SpeechError, match=reason):
+            voice.speak("one", (bad, 16_000))
 
 
 def test_long_text_is_spoken_in_segments_that_are_each_what_they_are_alone(voice, prompt):

@@ -16,7 +16,7 @@ from vall_e.audio import trim_and_level
 from vall_e.codecs.base import Codec, load_codec
 from vall_e.decoding import Weights
 from vall_e.generation.ranking import Judge
-from vall_e.generation.speech import SpeechError
+from vall_e.generation.speech import SpeechError, one_channel
 from vall_e.models.checkpoint import VoiceConfig, load_model
 from vall_e.models.formats import use_weights
 from vall_e.models.vall_e import VallE
@@ -97,7 +97,7 @@ class LoadedVoice:
         return self.model.device
 
     def prompt_codes(self, wav: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """Codes int64 [L, P] of a reference float32 [N] at the voice's rate, and warnings.
+        """Codes int64 [L, P] of a reference at the voice's rate (see ``one_channel``), and warnings.
 
         It is trimmed and brought to the loudness of the training data, and cut to the longest prompt of training.
         """
@@ -116,7 +116,7 @@ class LoadedVoice:
 
     def whole_prompt(self, wav: np.ndarray) -> tuple[np.ndarray, list[str]]:
         """As ``prompt_codes``, however long."""
-        wav = np.asarray(wav, dtype=np.float32).reshape(-1)
+        wav = one_channel(wav, "reference")
         if wav.size == 0 or not np.isfinite(wav).all() or float(np.abs(wav).max()) < 1e-4:
             raise SpeechError("the reference recording holds no sound: give one to three seconds of speech")
         warnings: list[str] = []

@@ -18,7 +18,7 @@ from vall_e.decoding import SamplingConfig
 from vall_e.generation.ar import Candidate
 from vall_e.generation.loaded import LoadedVoice
 from vall_e.generation.respond import begins_masked, respond
-from vall_e.generation.speech import SpeechError
+from vall_e.generation.speech import SpeechError, one_channel
 from vall_e.generation.splice import quietest
 from vall_e.models.packing import Sample
 
@@ -54,8 +54,8 @@ class Changed:
 
 
 def check_sound(wav: np.ndarray, what: str) -> np.ndarray:
-    """``wav`` as float32 [N]. Raises SpeechError where it holds no sound."""
-    wav = np.asarray(wav, dtype=np.float32).reshape(-1)
+    """``wav`` as ``one_channel`` reads it, float32 [N]. Raises SpeechError where it holds no sound."""
+    wav = one_channel(wav, what)
     if wav.size == 0 or not np.isfinite(wav).all() or float(np.abs(wav).max()) < SILENT:
         raise SpeechError(f"the {what} holds no sound: give a recording of speech")
     return wav

@@ -1,6 +1,6 @@
 """What is asked of a voice, and what it gives back.
 
-Dimensions: N samples, L levels, T frames.
+Dimensions: N samples, C channels, L levels, T frames.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from vall_e.audio import load, resample, save_wav
 MIN_REFERENCE_SECONDS = 0.2
 MIN_REFERENCE_PEAK = 1e-3
 SLOWEST, FASTEST = 0.25, 4.0  # of a voice's own pace
+PCM = {np.dtype(np.int16): (0, 2.0**15), np.dtype(np.int32): (0, 2.0**31), np.dtype(np.uint8): (128, 2.0**7)}  # 0, full
 
 Reference = str | Path | tuple[np.ndarray, int]
 
@@ -31,7 +32,8 @@ class Request:
 
     Attributes:
         text: of any length, in the voice's language; ignored where ``phones`` are given.
-        prompt: float32 [N] at the voice's sample rate, the speaker to imitate; None for a voice of the model's own.
+        prompt: samples at the voice's rate (see ``one_channel``), the speaker to imitate; None for a voice of the
+            model's own.
         prompt_text: what the prompt says. With it and ``continue_prompt`` the model goes on from the prompt
             (VALL-E's continual mode, 2301.02111, section 4.3) instead of only imitating its voice.
         seed: of everything drawn for this request; the same in any batch.
@@ -146,17 +148,41 @@ class Audio:
         }  # fmt: skip
 
 
+def one_channel(samples: np.ndarray, what: str = "recording") -> np.ndarray:
+    """Samples as float32 [N], the mean of their channels.
+
+    Args:
+        samples: [N], or [N, C] as soundfile reads them. Floats are in -1..1; integers, which are scaled to that, are
+            int16, int32 or uint8 (around 128).
+        what: they are, for errors.
+
+    Raises:
+        SpeechError: another shape, such as channels first, or another type.
+    """
+    samples = np.asarray(samples)
+    shape = samples.shape
+    samples = samples.reshape(-1) if samples.size == max(shape, default=1) else samples
+    if samples.ndim != 1 and (samples.ndim != 2 or shape[0] <= shape[1]):
+        raise SpeechError(f"the {what} has samples of shape {list(shape)}: give [N] or [N, channels]")
+    kind = samples.dtype
+    if kind not in PCM and kind.kind != "f":
+        raise SpeechError(f"the {what} has samples of type {kind}: give floats in -1..1, or int16, int32 or uint8")
+    if kind in PCM:
+        zero, full = PCM[kind]
+        samples = (samples.astype(np.float64) - zero) / full
+    return (samples if samples.ndim == 1 else samples.mean(1)).astype(np.float32, copy=False)
+
+
 def load_sound(sound: Reference, sample_rate: int) -> np.ndarray:
-    """A file, or samples float [N] with their rate in Hz, as float32 [N] at ``sample_rate``.
+    """A file, or samples (see ``one_channel``) with their rate in Hz, as float32 [N] at ``sample_rate``.
 
     Raises:
         AudioError: a file cannot be read, is damaged, or has samples that are no numbers.
-        SpeechError: samples that are not finite.
+        SpeechError: samples that are not finite, or of another shape or type.
     """
     if not isinstance(sound, tuple):
         return load(sound, sample_rate)[0]
-    samples, rate = sound
-    samples = np.asarray(samples, dtype=np.float32).reshape(-1)
+    samples, rate = one_channel(sound[0]), sound[1]
     if not np.isfinite(samples).all():
         raise SpeechError("the recording has samples that are NaN or infinite: give finite ones")
     return resample(samples, rate, sample_rate)
@@ -166,11 +192,12 @@ def load_reference(reference: Reference, sample_rate: int) -> np.ndarray:
     """A recording of a voice as float32 [N] at ``sample_rate``.
 
     Args:
-        reference: a file of any format and rate, or samples float [N] with their rate in Hz.
+        reference: a file of any format and rate, or samples (see ``one_channel``) with their rate in Hz.
 
     Raises:
         AudioError: a file cannot be read, is damaged, or has samples that are no numbers.
-        SpeechError: it is silent or too short to hear a voice in it, or samples that are not finite.
+        SpeechError: it is silent or too short to hear a voice in it, or samples that are not finite, or of another
+            shape or type.
     """
     name, wav = "the reference" if isinstance(reference, tuple) else str(reference), load_sound(reference, sample_rate)
     seconds, peak = len(wav) / sample_rate, float(np.abs(wav).max(initial=0.0))

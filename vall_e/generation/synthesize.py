@@ -73,8 +73,8 @@ class Voice(LoadedVoice):
 
         Args:
             text: of any length; a long one is spoken in segments (``sampling.long_text``).
-            prompt: a recording of the voice: a file, or samples float [N] and their rate in Hz; None for a voice of
-                the model's own.
+            prompt: a recording of the voice: a file, or samples (see ``speech.one_channel``) and their rate in Hz;
+                None for a voice of the model's own.
             prompt_text, continue_prompt, language, duration, speed: see ``Request``.
             seed: by default that of ``sampling``.
             sampling: by default the voice's own settings.
