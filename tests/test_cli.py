@@ -204,6 +204,9 @@ def test_the_newest_voice_is_taken_when_none_is_named(reference, tmp_path, capsy
     (["--text", "a", "--ref-audio", "x", "--out-dir", "d"], "--out-dir belongs to --batch"),
     (["--batch", "b"], "--batch needs --out-dir"),
     (["--batch", "b", "--out-dir", "d", "--ref-text", "x"], "--ref-text belongs to --text"),
+    (["--batch", "b", "--out-dir", "d", "--continue-ref"], "--continue-ref belongs to --text; with --batch it stands"),
+    (["--batch", "b", "-o", "x.wav"], "with --batch name the folder with --out-dir"),
+    (["--batch", "b", "--out-dir", "d", "--stream"], "--stream belongs to --text"),
     (["--batch", "nothing.jsonl", "--out-dir", "d"], "nothing.jsonl: No such file"),
     (["--batch", "empty.jsonl", "--out-dir", "d"], "empty.jsonl has no jobs"),
     (["--text", "a", "--ref-audio", "x", "--seed", "-1"], "--seed must be between"),
@@ -214,11 +217,12 @@ def test_the_newest_voice_is_taken_when_none_is_named(reference, tmp_path, capsy
 def test_wrong_usage_is_told_and_exits_with_2(tmp_path, monkeypatch, capsys, arguments, reason):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n")
-    try:
-        code = synth(*arguments)
-    except SystemExit as stop:  # argparse's own
-        code = stop.code
-    assert code == 2 and reason in capsys.readouterr().err
+    assert synth(*arguments) == 2
+    printed = capsys.readouterr()
+    assert reason in printed.err and ("--json" in arguments) == bool(printed.out)
+    assert synth(*arguments, "--json") == 2
+    told = json.loads(capsys.readouterr().out)
+    assert list(told) == ["error"] and (reason in told["error"] or "-o" in arguments)
 
 
 @pytest.mark.parametrize("arguments, reason", [
@@ -229,15 +233,14 @@ def test_wrong_usage_is_told_and_exits_with_2(tmp_path, monkeypatch, capsys, arg
     (["--banned", -4], "--banned -4: Input should be greater"),
     (["--mirostat", 2, "--top-k", 5], "mirostat chooses what to draw from: with it leave top_k 0"),
     (["--mirostat", 3], "invalid choice: 3"),
+    (["--beam", 0, "--candidates", 1], "--beam 0: Input should be greater than 0"),
+    (["--exit-layer", 0, "--candidates", 1, "--guidance", 0], "--exit-layer 0: Input should be greater than 0"),
 ])  # fmt: skip
 def test_wrong_settings_name_their_option_before_the_voice_is_read(voice, tmp_path, capsys, arguments, reason):
     folder = tmp_path / "voice"
     shutil.copytree(voice, folder)
     (folder / "model.safetensors").write_bytes(b"no weights")
-    try:
-        code = synth("--model", folder, "--text", "a", "--ref-audio", "x", *arguments)
-    except SystemExit as stop:
-        code = stop.code
+    code = synth("--model", folder, "--text", "a", "--ref-audio", "x", *arguments)
     assert code == 2 and reason in capsys.readouterr().err
 
 
@@ -264,6 +267,22 @@ def test_settings_are_put_over_the_voices_own():
         nar={"top_k": 3, "top_p": 0.5}, candidates=2, guidance=0, max_seconds=3,
     )  # fmt: skip
     assert sampling_of(sampling_given(parser.parse_args([])), base) == base
+
+
+def test_errors_of_all_commands_are_json_where_that_was_asked_for(voice, tmp_path, capsys):
+    missing, out = str(tmp_path / "missing.wav"), str(tmp_path / "out.wav")
+    few = ["--model", str(voice), "--json"]
+    for command, keys in (
+        (["edit", missing, "--start", "0", "--end", "1", "--text", "one", "-o", out], {"error"}),
+        (["clean", missing, "-o", out], {"error"}),
+        (["synth", "--text", "one", "--ref-audio", missing, "-o", out], {"id", "error"}),
+    ):
+        assert main([*command, *few]) == 1
+        told = json.loads(capsys.readouterr().out)
+        assert set(told) == keys and "no such file" in told["error"]
+    assert main(["edit", missing, *few]) == 2
+    assert "required: --start" in json.loads(capsys.readouterr().out)["error"]
+    assert main(["transcribe", missing]) == 2 and capsys.readouterr().out == ""
 
 
 def test_a_damaged_voice_is_wrong_usage(reference, tmp_path, capsys):

@@ -22,6 +22,8 @@ from vall_e.decoders import AudioError, channel, read_header
 if TYPE_CHECKING:
     from vall_e.preparation import EncodeConfig
 
+AS_READ = 32768.0  # see ``to_pcm``
+
 
 @dataclass(frozen=True)
 class AudioInfo:
@@ -100,7 +102,7 @@ def save_like(path: str | Path, wav: np.ndarray, source: str | Path) -> Path:
     rate = header.sample_rate
     if header.coding != "PCM_16":
         return _save(path, wav, rate, lambda wav: wav.astype(np.float32))
-    return _save(path, wav, rate, lambda wav: np.clip(np.round(wav * 32768.0), -32768, 32767).astype(np.int16))
+    return _save(path, wav, rate, lambda wav: to_pcm(wav, AS_READ))
 
 
 def _save(path: str | Path, wav: np.ndarray, sample_rate: int, coded: Callable[[np.ndarray], np.ndarray]) -> Path:
@@ -128,9 +130,13 @@ def _sound(wav: np.ndarray, name: str | Path) -> np.ndarray:
     return wav
 
 
-def to_pcm(wav: np.ndarray) -> np.ndarray:
-    """``wav`` float [N], clipped to ±1, as int16 [N] (little endian)."""
-    return np.round(np.clip(wav, -1.0, 1.0) * 32767.0).astype("<i2")
+def to_pcm(wav: np.ndarray, full: float = 32767.0) -> np.ndarray:
+    """``wav`` float [N], clipped to ±1, as int16 [N] (little endian).
+
+    Args:
+        full: what 1 becomes; ``AS_READ`` gives samples of 16 bits that ``load`` read just as they were.
+    """
+    return np.clip(np.round(wav * full), -full, 32767.0).astype("<i2")
 
 
 def play_to(stream: BinaryIO | RawIOBase, pieces: Iterable[np.ndarray]) -> int:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from vall_e.codec_cli import add_codec
 from vall_e.edit_cli import add_edit
@@ -19,7 +20,7 @@ from vall_e.model_cli import add_model
 from vall_e.synth_cli import add_synth
 from vall_e.text_cli import add_text
 from vall_e.transcribe_cli import add_transcribe
-from vall_e.usage import MODELS, UsageError
+from vall_e.usage import MODELS, UsageError, tell_error
 
 # Whole commands of modules above the library, by name: they are imported when such a command is given, never before.
 ABOVE = {"runs": ("stages.runs", "trainings in MLflow: list, compare, where the data came from")}
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
     except UsageError as error:
-        print(f"vall-e: {error}", file=sys.stderr)
+        tell_error(error, argparse.Namespace(json="--json" in argv))
         return 2
     except KeyboardInterrupt:
         print("vall-e: interrupted", file=sys.stderr)
@@ -46,8 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise UsageError(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vall-e", description="A zero-shot voice model: speak, look, check.")
+    parser = _Parser(prog="vall-e", description="A zero-shot voice model: speak, look, check.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_synth(commands)
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to get it")

@@ -11,9 +11,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vall_e.usage import add_seed, add_voice, checked_seed, load_voice
+from vall_e.usage import (
+    STANDARD,
+    add_output,
+    add_seed,
+    add_voice,
+    checked_output,
+    checked_seed,
+    load_voice,
+    pour,
+    tell_error,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vall_e.generation.recording import Changed
     from vall_e.generation.synthesize import Voice
 
@@ -47,9 +59,7 @@ def add_edit(commands: Any) -> None:
 def _command(commands: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
     command.add_argument("recording", type=Path, metavar="RECORDING", help="any format and rate")
-    command.add_argument(
-        "-o", "--output", type=Path, default=Path("out.wav"), metavar="FILE", help="wave file to write"
-    )
+    add_output(command)
     command.add_argument("--language", metavar="NAME", help="espeak-ng language of the text (default: the voice's)")
     add_seed(command)
     add_voice(command)
@@ -59,18 +69,21 @@ def _command(commands: Any, name: str, run: Any, about: str) -> argparse.Argumen
 
 
 def _edit(arguments: argparse.Namespace) -> int:
-    from vall_e.audio import probe, save_like
+    from vall_e.audio import AS_READ, save_like
 
     def work(voice: Voice, seed: int) -> Changed:
-        changed = voice.edit(
+        return voice.edit(
             arguments.recording, arguments.start, arguments.end, arguments.text, seconds=arguments.seconds,
             noise=arguments.noise, seed=seed, language=arguments.language,
         )  # fmt: skip
-        if (channels := probe(arguments.recording).channels) > 1:
-            changed.warnings.append(f"the {channels} channels became one")
-        return changed
 
-    return _run(arguments, work, lambda changed: save_like(arguments.output, changed.wav, arguments.recording))
+    def save(output: str, changed: Changed) -> None:
+        if output == STANDARD:
+            pour(changed.wav, changed.sample_rate, AS_READ)
+        else:
+            save_like(output, changed.wav, arguments.recording)
+
+    return _run(arguments, work, save)
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -94,31 +107,37 @@ def _extract(arguments: argparse.Namespace) -> int:
     )
 
 
-def _run(arguments: argparse.Namespace, work: Any, save: Any = None) -> int:
-    """Do ``work`` with the voice, save what comes out, and tell."""
+def _save(output: str, changed: Changed) -> None:
     from vall_e.audio import save_wav
 
-    given = checked_seed(arguments)
+    if output == STANDARD:
+        pour(changed.wav, changed.sample_rate)
+    else:
+        save_wav(output, changed.wav, changed.sample_rate)
+
+
+def _run(arguments: argparse.Namespace, work: Any, save: Callable[[str, Changed], None] = _save) -> int:
+    """Do ``work`` with the voice, save what comes out, and tell."""
+    output, given = checked_output(arguments), checked_seed(arguments)
     voice = load_voice(arguments)
     seed = voice.config.sampling.seed if given is None else given
     try:
         changed = work(voice, seed)
-        if save is None:
-            save_wav(arguments.output, changed.wav, changed.sample_rate)
-        else:
-            save(changed)
+        save(output, changed)
+    except BrokenPipeError:  # the reader of -o - left
+        raise
     except (OSError, ValueError) as error:
-        print(f"vall-e: {error}", file=sys.stderr)
+        tell_error(error, arguments)
         return 1
     for warning in changed.warnings:
         print(f"vall-e: {warning}", file=sys.stderr)
     facts = {
-        "path": str(arguments.output), "seconds": round(changed.seconds, 3), "new_from": round(changed.start, 3),
+        "path": output, "seconds": round(changed.seconds, 3), "new_from": round(changed.start, 3),
         "new_to": round(changed.end, 3), "compute_seconds": round(changed.compute_seconds, 3),
         "warnings": changed.warnings,
     }  # fmt: skip
     if arguments.json:
         print(json.dumps(facts, ensure_ascii=False))
-    else:
-        print(f"{facts['path']}: {changed.seconds:.2f} s, new from {changed.start:.2f} to {changed.end:.2f} s")
+    elif output != STANDARD:
+        print(f"{output}: {changed.seconds:.2f} s, new from {changed.start:.2f} to {changed.end:.2f} s")
     return 0

@@ -14,14 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vall_e.usage import (
+    STANDARD,
     UsageError,
+    add_output,
     add_sampling,
     add_seed,
     add_voice,
+    checked_output,
     checked_seed,
     load_voice,
+    pour,
     sampling_given,
     sampling_of,
+    tell_error,
     voice_folder,
 )
 
@@ -31,13 +36,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vall_e.decoding import SamplingConfig
-    from vall_e.generation.speech import Audio
     from vall_e.generation.streaming import AudioChunk
     from vall_e.generation.synthesize import Voice
     from vall_e.jobs import Job, Result
 
-STANDARD = "-"  # the standard input or output in place of a file
-OF_ONE = ("ref_audio", "ref_text", "language", "output", "duration", "speed")
+OF_ONE = ("ref_audio", "ref_text", "continue_ref", "language", "duration", "speed")  # and keys of a job
 
 
 def add_synth(commands: Any) -> None:
@@ -74,13 +77,7 @@ def add_synth(commands: Any) -> None:
         metavar="FACTOR",
         help="how fast to speak, 0.25 to 4; 0.5 to 2 left to right (default: 1)",
     )
-    synth.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="wave file to write (default: out.wav); - writes raw samples to the standard output (s16le, one channel), "
-        "and their rate is told on the standard error",
-    )
+    add_output(synth)
     synth.add_argument("--out-dir", type=Path, metavar="DIR", help="with --batch: folder of the wave files")
     synth.add_argument("--batch-size", type=int, default=16, metavar="N", help="jobs spoken at once (default: 16)")
     add_seed(synth)
@@ -134,8 +131,7 @@ def _text(arguments: argparse.Namespace) -> str:
         raise UsageError("--stream knows neither --duration nor --continue-ref: leave out --stream or these")
     if arguments.stream and arguments.beam is not None:
         raise UsageError("--beam knows what it says only at its end: leave out --beam or --stream")
-    if arguments.output == STANDARD and arguments.json:
-        raise UsageError("--json and -o - both write to the standard output: name a file with -o")
+    checked_output(arguments)
     text = arguments.text if arguments.text is not None else _read(arguments.text_file)
     if not text.strip():
         raise UsageError(f"{name} is empty")
@@ -158,8 +154,12 @@ def _jobs(arguments: argparse.Namespace) -> list[Job | Result]:
     if arguments.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, not {arguments.batch_size}")
     for name in OF_ONE:
-        if getattr(arguments, name) is not None:
+        if getattr(arguments, name) not in (None, False):
             raise UsageError(f"--{name.replace('_', '-')} belongs to --text; with --batch it stands in the jobs file")
+    if arguments.output is not None:
+        raise UsageError("--output belongs to --text; with --batch name the folder with --out-dir")
+    if arguments.stream:
+        raise UsageError("--stream belongs to --text: jobs are written to files, whole")
     if arguments.out_dir is None:
         raise UsageError("--batch needs --out-dir, the folder for the wave files")
     try:
@@ -175,9 +175,9 @@ def _jobs(arguments: argparse.Namespace) -> list[Job | Result]:
 def _voice(arguments: argparse.Namespace) -> tuple[Voice, SamplingConfig]:
     folder, given = voice_folder(arguments.model), sampling_given(arguments)
     given |= {} if arguments.seed is None else {"seed": arguments.seed}
-    given |= {} if arguments.beam is None else {"beam": {"width": arguments.beam}}
+    given |= {} if arguments.beam is None else {"beam.width": arguments.beam}
     if arguments.draft is not None or arguments.exit_layer is not None:
-        given |= {"speculation": {"exit_layer": arguments.exit_layer}}
+        given |= {"speculation.exit_layer": arguments.exit_layer}
 
     from vall_e.models.checkpoint import load_config
 
@@ -196,7 +196,7 @@ def _voice(arguments: argparse.Namespace) -> tuple[Voice, SamplingConfig]:
 def _speak_one(arguments: argparse.Namespace, voice: Voice, sampling: SamplingConfig, text: str) -> int:
     if arguments.stream:
         return _stream(arguments, voice, sampling, text)
-    output = arguments.output or "out.wav"
+    output = checked_output(arguments)
     name = Path(output).stem
     try:
         with _bar() as progress:
@@ -208,14 +208,12 @@ def _speak_one(arguments: argparse.Namespace, voice: Voice, sampling: SamplingCo
         if output != STANDARD:
             audio.save(output)
     except (ValueError, OSError) as error:
-        if arguments.json:
-            print(json.dumps({"id": name, "error": str(error)}, ensure_ascii=False))
-        print(f"vall-e: {error}", file=sys.stderr)
+        tell_error(error, arguments, id=name)
         return 1
     for warning in audio.warnings:
         print(f"vall-e: {warning}", file=sys.stderr)
     if output == STANDARD:
-        _pour(audio)
+        pour(audio.wav, audio.sample_rate)
     elif arguments.json:
         print(json.dumps({"id": name, "path": output, **audio.as_dict()}, ensure_ascii=False))
     else:
@@ -262,15 +260,6 @@ def _bar() -> Iterator[Callable[[float], None]]:
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     with tqdm(total=1.0, desc="synth", bar_format=form, leave=False, disable=None, file=sys.stderr) as bar:
         yield lambda share: bar.update(max(0.0, share - bar.n))
-
-
-def _pour(audio: Audio) -> None:
-    """Raw samples to the standard output."""
-    from vall_e.audio import to_pcm
-
-    print(f"vall-e: {audio.seconds:.2f} s of s16le at {audio.sample_rate} Hz, one channel", file=sys.stderr)
-    sys.stdout.buffer.write(to_pcm(audio.wav).tobytes())
-    sys.stdout.buffer.flush()
 
 
 def _speak_many(arguments: argparse.Namespace, voice: Voice, sampling: SamplingConfig, jobs: list[Job | Result]) -> int:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vall_e.usage import UsageError, add_voice, load_voice
+from vall_e.usage import UsageError, add_voice, load_voice, tell_error
 
 if TYPE_CHECKING:
     from vall_e.generation.transcribe import Transcript
@@ -33,7 +32,9 @@ def add_transcribe(commands: Any) -> None:
     form.add_argument("--phones", action="store_true", help="phones, words apart by two spaces")
     form.add_argument("--words", action="store_true", help="words (default where the voice learned them)")
     parser.add_argument("--language", metavar="NAME", help="espeak-ng language that is spoken (default: the voice's)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a file")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a file; file and error for one that cannot be read"
+    )
     add_voice(parser)
     parser.set_defaults(run=_transcribe)
 
@@ -51,7 +52,7 @@ def _transcribe(arguments: argparse.Namespace) -> int:
         except TranscribeError as error:
             raise UsageError(str(error)) from None
         except AudioError as error:
-            print(f"vall-e: {error}", file=sys.stderr)
+            tell_error(error, arguments, file=str(file))
             failed += 1
             continue
         print(_json(file, found) if arguments.json else _line(file, found), flush=True)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vall_e.decoding import SamplingConfig
     from vall_e.generation.synthesize import Voice
 
+STANDARD = "-"  # the standard input or output in place of a file
 MODELS = Path("models")
 GENERAL = (
     "guidance",
@@ -21,10 +26,18 @@ GENERAL = (
     "retries",
     "max_seconds",
 )  # of ``SamplingConfig``, beside ar and nar
+SHORT = {"beam.width": "beam", "speculation.exit_layer": "exit-layer"}  # settings → options of other names
 
 
 class UsageError(Exception):
     """The command cannot be carried out as it was given."""
+
+
+def tell_error(error: Exception, arguments: argparse.Namespace, **of: str) -> None:
+    """What failed to the standard error, and with ``--json`` ``{**of, "error": ...}`` to the standard output."""
+    if arguments.json:
+        print(json.dumps({**of, "error": str(error)}, ensure_ascii=False), flush=True)
+    print(f"vall-e: {error}", file=sys.stderr)
 
 
 def voice_folder(given: Path | None) -> Path:
@@ -78,6 +91,34 @@ def load_voice(arguments: argparse.Namespace, **options: Any) -> Voice:
         raise UsageError(f"{folder} cannot be loaded: {error}") from None
 
 
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """``--output``; see ``checked_output``."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="wave file to write (default: out.wav); - writes raw samples to the standard output (s16le, one channel), "
+        "and their rate is told on the standard error",
+    )
+
+
+def checked_output(arguments: argparse.Namespace) -> str:
+    """What ``--output`` says, by default out.wav. Raises UsageError for samples and JSON on one stream."""
+    if arguments.output == STANDARD and arguments.json:
+        raise UsageError("--json and -o - both write to the standard output: name a file with -o")
+    return arguments.output or "out.wav"
+
+
+def pour(wav: np.ndarray, sample_rate: int, full: float = 32767.0) -> None:
+    """Raw samples of float [N] to the standard output; ``full`` as in ``vall_e.audio.to_pcm``."""
+    from vall_e.audio import to_pcm
+
+    told = f"{len(wav) / sample_rate:.2f} s of s16le at {sample_rate} Hz, one channel"
+    print(f"vall-e: {told}", file=sys.stderr)
+    sys.stdout.buffer.write(to_pcm(wav, full).tobytes())
+    sys.stdout.buffer.flush()
+
+
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """``--seed``; see ``checked_seed``."""
     parser.add_argument("--seed", type=int, help="the same seed gives the same speech (default: the voice's)")
@@ -123,15 +164,17 @@ def sampling_of(given: dict[str, Any], base: SamplingConfig | None = None) -> Sa
     settings = (base or SamplingConfig()).model_dump()
     for key, value in given.items():
         section, _, name = key.rpartition(".")
-        (settings[section] if section else settings)[name] = value
+        if section:
+            settings[section] = (settings[section] or {}) | {name: value}
+        else:
+            settings[name] = value
     try:
         return SamplingConfig(**settings)
     except ValidationError as error:
         first = error.errors()[0]
-        where, reason = first["loc"], first["msg"].removeprefix("Value error, ")
-        option = "-".join(str(part) for part in where[:2] if part != "ar").replace("_", "-")
-        is_option = ".".join(map(str, where[:2])) in given
-        raise UsageError(f"--{option} {first['input']}: {reason}" if is_option else reason) from None
+        key, reason = ".".join(map(str, first["loc"][:2])), first["msg"].removeprefix("Value error, ")
+        option = SHORT.get(key, key.removeprefix("ar.").replace(".", "-").replace("_", "-"))
+        raise UsageError(f"--{option} {first['input']}: {reason}" if key in given else reason) from None
 
 
 def _settings() -> Iterator[tuple[str, Any]]:

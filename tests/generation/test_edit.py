@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -192,3 +194,30 @@ def test_the_command_leaves_the_rest_of_the_file_as_it_is(subtype: str, tmp_path
     np.testing.assert_array_equal(new[-behind:], old[-behind:])
     assert main(["edit", str(source), "--start", "5", "--end", "6", "--text", "one", "-o", str(out)]) == 1
     assert "not in order" in capsys.readouterr().err
+
+
+def test_the_channels_of_a_recording_become_one_and_that_is_told(tmp_path) -> None:
+    both, text = np.stack((WAV, 0.5 * WAV), axis=1), "one [two] three"
+    soundfile.write(tmp_path / "in.wav", both, RATE, subtype="FLOAT")
+    speaker = voice("v2-nar")
+    found = [speaker.edit(source, 0.5, 0.9, text) for source in (tmp_path / "in.wav", (both, RATE), (WAV, RATE))]
+    assert [[w for w in f.warnings if "channels" in w] for f in found] == [["the 2 channels became one"]] * 2 + [[]]
+    np.testing.assert_array_equal(found[0].wav, found[1].wav)
+
+
+def test_the_command_pours_raw_samples_out(tmp_path, capfdbinary, monkeypatch) -> None:
+    import vall_e.edit_cli as cli
+
+    monkeypatch.setattr(cli, "load_voice", lambda arguments: voice("v2-nar"))
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("in.wav", 3.0 * WAV, RATE, subtype="PCM_16")
+    arguments = ["edit", "in.wav", "--start", "0.5", "--end", "0.9", "--text", "one [two] three"]
+    assert main([*arguments, "-o", "-", "--json"]) == 2
+    assert b"--json and -o - both" in capfdbinary.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", os.fdopen(os.dup(1), "w"))
+        assert main([*arguments, "-o", "-"]) == 0
+    printed = capfdbinary.readouterr()
+    assert b"s16le at 22050 Hz" in printed.err and not (tmp_path / "-").exists()
+    assert main([*arguments, "-o", "out.wav"]) == 0
+    np.testing.assert_array_equal(np.frombuffer(printed.out, dtype="<i2"), soundfile.read("out.wav", dtype="int16")[0])

@@ -141,6 +141,9 @@ def test_the_command_writes_a_line_a_file_and_goes_on_behind_a_bad_one(folder, c
     found = json.loads(capsys.readouterr().out)
     assert found["text"] == "two" and found["phones"] == ["c", "a", "d"] and found["seconds"] == 2 * SILENCE + 3 * TONE
     assert found["segments"][0]["finished"] and found["segments"][0]["log_probability"] > -0.3
+    assert run(folder.root / "none.wav", two, "--model", folder.voice, "--json") == 1
+    bad, good = map(json.loads, capsys.readouterr().out.splitlines())
+    assert set(bad) == {"file", "error"} and "no such file" in bad["error"] and good["text"] == "two"
 
 
 def test_wrong_usage_is_told(folder, capsys, tmp_path) -> None:
@@ -152,5 +155,4 @@ def test_wrong_usage_is_told(folder, capsys, tmp_path) -> None:
     assert "did not learn stt" in capsys.readouterr().err
     assert run(folder.files[0], "--model", folder.root) == 2
     assert "no trained voice" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        run(folder.files[0], "--phones", "--words")
+    assert run(folder.files[0], "--phones", "--words") == 2

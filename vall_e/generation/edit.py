@@ -66,7 +66,7 @@ def edit(
     """Replace what is said from ``start`` to ``end``.
 
     Args:
-        wav: float32 [N] at ``rate`` Hz.
+        wav: samples at ``rate`` Hz; see ``speech.one_channel``.
         start, end: seconds; equal to insert something.
         text: the whole sentence as it shall be, the new words in brackets: ``seven [three] nine``. Brackets may be
             left out where the voice learned the task or demasks.
@@ -75,8 +75,8 @@ def edit(
         language: of the text; None for the voice's own.
 
     Returns:
-        the recording at its own rate. Outside ``Changed.start`` and ``end`` its samples are those of ``wav``, bit for
-        bit; ``codes`` are those of the new part.
+        the recording at its own rate. Outside ``Changed.start`` and ``end`` its samples are those of ``wav`` (of
+        several channels their mean), bit for bit; ``codes`` are those of the new part.
 
     Raises:
         SpeechError: times outside the recording, a text without words, or one whose new words are not marked for a

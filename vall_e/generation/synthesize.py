@@ -6,12 +6,11 @@ Dimensions: N samples, L levels, T frames, P prompt frames, S phones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from vall_e.audio import load
+from vall_e.audio import load, probe
 from vall_e.decoding import SamplingConfig
 from vall_e.generation.convert import convert, separate
 from vall_e.generation.edit import edit
@@ -32,6 +31,7 @@ from vall_e.generation.speech import (
     Timings,
     load_reference,
     load_sound,
+    one_channel,
 )
 from vall_e.generation.streaming import AudioChunk, Pace, stream
 from vall_e.generation.tempo import stretched, tempo_for
@@ -123,8 +123,12 @@ class Voice(LoadedVoice):
     ) -> Changed:
         """Other words from ``start`` to ``end`` seconds of a recording, at the recording's own rate; see
         ``vall_e.generation.edit.edit``."""
-        wav, rate = load(recording) if isinstance(recording, str | Path) else recording
-        return edit(self, wav, rate, start, end, text, noise=noise, **options)
+        wav, rate = recording if isinstance(recording, tuple) else load(recording)
+        changed = edit(self, wav, rate, start, end, text, noise=noise, **options)
+        channels = np.size(wav) // len(one_channel(wav)) if isinstance(recording, tuple) else probe(recording).channels
+        if channels > 1:
+            changed.warnings.append(f"the {channels} channels became one")
+        return changed
 
     def convert(self, source: Reference, reference: Reference, text: str | None = None, **options: Any) -> Changed:
         """What ``source`` says in the voice of ``reference``; see ``vall_e.generation.convert.convert``."""
