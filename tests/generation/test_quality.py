@@ -68,7 +68,7 @@ PHONES = list("abcd efgh ijkl mnop")
 
 def read(places) -> list:
     said = np.repeat(list(places), 4)
-    return faults_of_reading(trace(posteriors(said, len(PHONES), np.random.default_rng(0))), PHONES)
+    return faults_of_reading(trace(posteriors(said, len(PHONES), np.random.default_rng(0))), PHONES, 4.0)
 
 
 def test_what_is_read_whole_has_no_fault():
@@ -84,3 +84,20 @@ def test_an_end_that_was_not_spoken_a_word_left_out_and_one_said_twice_are_named
     assert missing.kind == "missing" and "/efgh/" in missing.message
     (twice,) = read([*range(9), *range(5, 19)])
     assert twice.kind == "repeated" and "/efgh/" in twice.message
+
+
+@pytest.mark.parametrize("word, kind", [(0, "missing"), (1, "missing"), (3, "unspoken")])
+def test_a_short_word_with_next_to_no_frames_was_left_out(word: int, kind: str):
+    """The way through the text passes by phones that were not said, a frame each."""
+    phones = list("ab cd efgh ij")
+    spans = [(0, 2), (3, 5), (6, 10), (11, 13)]
+    frames = [7 if phone != " " else 3 for phone in phones]
+    assert faults_of_reading(np.repeat(np.arange(len(phones)), frames), phones, 7.0) == []
+    for left in (1, 0):
+        few = [left if spans[word][0] <= i < spans[word][1] else n for i, n in enumerate(frames)]
+        (fault,) = faults_of_reading(np.repeat(np.arange(len(phones)), few), phones, 7.0)
+        assert fault.kind == kind and f"/{''.join(phones[slice(*spans[word])])}/" in fault.message
+    quick = [3 if n == 7 else n for n in frames]
+    assert faults_of_reading(np.repeat(np.arange(len(phones)), quick), phones, 7.0) == []
+    single = list("a bc")  # a sound alone may be as short as a frame
+    assert faults_of_reading(np.repeat(np.arange(4), [1, 1, 7, 7]), single, 7.0) == []

@@ -5,8 +5,9 @@ Dimensions: L levels, T frames, N samples, S phones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ LOOP_PERIOD = 0.6  # in stretches of at most this many seconds,
 LOOP_TIMES = 4  # at least so often
 SLACK = 2  # phones at the end that the alignment may leave out: it is not that exact
 MISSING = 3  # phones left out on the way, from which something is missing
+SQUEEZED = 0.3  # of what its phones take on average: in less nobody says a word, see docs/generation.md
 
 Kind = Literal["empty", "runaway", "short", "long", "silence", "loop", "missing", "unspoken", "repeated"]
 
@@ -78,33 +80,48 @@ def faults_of_codes(codes: np.ndarray, frame_rate: float) -> list[Fault]:
     return []
 
 
-def faults_of_reading(path: np.ndarray, phones: Sequence[str]) -> list[Fault]:
+def faults_of_reading(path: np.ndarray, phones: Sequence[str], per_phone: float) -> list[Fault]:
     """What the alignment says of the text: its end not reached, some of it left out, some said twice.
+
+    The way through the text has a frame or two even for phones that nobody said, as a leap costs more: a word is also
+    left out where it has next to no frames.
 
     Args:
         path: int64 [T], place of the phone that each frame says (``alignment.trace``).
         phones: the S that should be said; gaps between words are " ".
+        per_phone: frames that a phone takes on average.
     """
     places = [i for i, phone in enumerate(phones) if phone.strip()]
     if not places or not len(path):
         return []
-    said = set(path.tolist())
+    said = np.bincount(path[path >= 0], minlength=len(phones))
+    behind = {i for i in places if i > path[-1]}
+    words = [set(word) for word in _words(phones) if len(word) > 1]  # a sound alone may be as short as a frame
+    squeezed = [word for word in words if said[list(word)].sum() < SQUEEZED * per_phone * len(word)]
     faults = []
-    rest = [i for i in places if i > path[-1]]
-    if len(rest) > SLACK:
-        faults.append(Fault("unspoken", f"the end was not spoken: {_written(phones, rest)}"))
-    missing = [i for i in places if i not in said and i < path[-1]]
-    if len(missing) >= MISSING:
-        faults.append(Fault("missing", f"left out: {_written(phones, missing)}"))
+    end = next((word for word in squeezed if places[-1] in word), set())
+    if len(behind) > SLACK or end:
+        faults.append(Fault("unspoken", f"the end was not spoken: {_written(phones, behind | end)}"))
+    unsaid = {i for i in places if not said[i]} - behind - end
+    left_out = unsaid if len(unsaid) >= MISSING else set()
+    left_out = left_out.union(*(word for word in squeezed if word != end and not word & behind))
+    if left_out:
+        faults.append(Fault("missing", f"left out: {_written(phones, left_out)}"))
     back = np.flatnonzero(np.diff(path) < 0)
     if len(back):
         again = range(int(path[back[0] + 1]), int(path[back[0]]) + 1)
-        faults.append(Fault("repeated", f"said twice: {_written(phones, list(again))}"))
+        faults.append(Fault("repeated", f"said twice: {_written(phones, again)}"))
     return faults
 
 
-def _written(phones: Sequence[str], places: Sequence[int]) -> str:
-    return f"/{''.join(phones[i] for i in range(places[0], places[-1] + 1)).strip()}/"
+def _words(phones: Sequence[str]) -> list[list[int]]:
+    """Places of the phones of each word."""
+    runs = groupby(enumerate(phones), key=lambda place: bool(place[1].strip()))
+    return [[i for i, _ in run] for spoken, run in runs if spoken]
+
+
+def _written(phones: Sequence[str], places: Collection[int]) -> str:
+    return f"/{''.join(phones[min(places) : max(places) + 1]).strip()}/"
 
 
 def _longest_run(true: np.ndarray) -> int:

@@ -162,7 +162,9 @@ class Speaker:
         tail = None
         if path is not None and codes.shape[1]:
             phones = (*piece.before, *piece.chunk.phones)
-            faults += faults_of_reading(path[piece.prefix.shape[1] :] - len(piece.before), piece.chunk.phones)
+            own = path[piece.prefix.shape[1] :] - len(piece.before)
+            per_phone = piece.seconds * self.rate / len(piece.chunk.phones)
+            faults += faults_of_reading(own, piece.chunk.phones, per_phone)
             tail = self._tail(np.concatenate((sample.response, codes), axis=1), path, phones)
         return Spoken(codes, wav, candidate.score, tuple(faults), rank, tail)
 
