@@ -67,3 +67,20 @@ def test_drafts_go_with_temperature_and_filters() -> None:
 def test_levels_above_are_greedy_by_default_and_only_they() -> None:
     config = SamplingConfig(nar={"top_k": 5})
     assert (config.nar.temperature, config.nar.top_k, config.ar.temperature) == (0.0, 5, 0.8)
+
+
+@pytest.mark.parametrize("number", ["inf", "nan"])
+@pytest.mark.parametrize("section, name", [
+    (section, name) for section in (SamplingParams, LevelParams, DemaskConfig, BeamConfig, SamplingConfig)
+    for name in ("temperature", "length_penalty", "guidance", "max_seconds", "choice_temperature")
+    if name in section.model_fields
+])  # fmt: skip
+def test_settings_are_finite(section, name: str, number: str) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        section(**{name: float(number)})
+
+
+def test_no_more_is_drafted_than_noise_is_drawn_ahead() -> None:
+    assert SpeculationConfig(exit_layer=1, draft=31).draft == 31
+    with pytest.raises(ValidationError, match="less than 32"):
+        SpeculationConfig(exit_layer=1, draft=32)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
 
 Weights = Literal["float32", "bfloat16", "float16", "int8"]  # formats that a model may be kept in for inference
+AHEAD = 32  # frames whose noise a row draws at once: drafts, and the frame behind them, have to fit
 FORMATS: tuple[Weights, ...] = get_args(Weights)
 
 NotNegative = Annotated[float, Field(ge=0.0)]
@@ -59,7 +60,10 @@ class LevelParams(FilterParams):
 class SamplingParams(FilterParams):
     """Samplers of a pass that draws one code after the other: those that remember what they drew as well."""
 
-    repetition_penalty: PositiveFloat = Field(1.0, description="above 1 makes codes of the last frames less likely")
+    repetition_penalty: PositiveFloat = Field(
+        1.0,
+        description="above 1 makes codes of the last frames less likely: their log-probabilities are multiplied by it",
+    )
     repetition_window: PositiveInt = Field(75, description="frames that repetition and dry penalties look back")
     repetition_decay: Fraction = Field(
         0.0, description="share of the repetition penalty that is gone with each frame of distance"
@@ -131,7 +135,9 @@ class SpeculationConfig(Section):
     """
 
     exit_layer: PositiveInt | None = Field(None, description="how many layers draft; null: a smaller voice does")
-    draft: PositiveInt = Field(8, description="frames drafted at most; how many follows from what was accepted")
+    draft: Annotated[int, Field(gt=0, lt=AHEAD)] = Field(
+        8, description="frames drafted at most; how many follows from what was accepted"
+    )
 
 
 class BeamConfig(Section):
@@ -175,7 +181,8 @@ class SamplingConfig(Section):
         "loss, or a recogniser's word errors; auto is alignment",
     )
     retries: Annotated[int, Field(ge=0, le=10)] = Field(
-        1, description="times that a segment with a fault is drawn anew; the best is kept"
+        1,
+        description="times that a segment with a fault is drawn anew, the best is kept; 0 where no temperature is above 0",
     )
     max_seconds: PositiveFloat = Field(12.0, description="length cap of a segment")
     long_text: LongTextConfig = Field(LongTextConfig(), description="of texts that take several segments")

@@ -1,4 +1,4 @@
-"""What configuration is made of: number types, and a frozen section that refuses unknown keys."""
+"""What configuration is made of: number types, and a frozen section that refuses unknown keys and what is no number."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

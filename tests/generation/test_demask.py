@@ -19,7 +19,7 @@ from vall_e.models.parallel import ParallelPasses
 from vall_e.models.vall_e import VallE
 
 KINDS = ("nar-len", "v2-nar")
-GREEDY = DemaskConfig(steps=1, temperature=0.0, guidance=0.0, choice_temperature=0.0)
+GREEDY = DemaskConfig(steps=1, guidance=0.0)  # the temperature is gone at the last step
 DRAWN = DemaskConfig(steps=6, temperature=1.0, guidance=1.0)
 
 

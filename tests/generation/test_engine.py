@@ -153,3 +153,37 @@ def test_written_symbols_leave_and_join_too() -> None:
         pass
     for prompt, ticket, limit in zip(prompts, tickets, (6, 4, 6), strict=True):
         _same(ticket.candidates(), decode(model, [prompt], GREEDY, [0], [limit])[0])
+
+
+@pytest.mark.parametrize("guidance", [0.0, 60.0])
+def test_the_repetition_penalty_multiplies_log_probabilities(monkeypatch: pytest.MonkeyPatch, guidance: float) -> None:
+    """What is drawn does not depend on where the zero of the logits is, guided or not."""
+    model, prompts = build("ar-depth"), make_prompts()
+    sampling = SamplingConfig(ar={"temperature": 0.0, "repetition_penalty": 1.3}, guidance=guidance, candidates=1)
+    told, draw, first = [], Chain.draw, type(model).first
+
+    def spy(chain: Chain, logits: torch.Tensor, noise: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+        token = draw(chain, logits, noise, seen)
+        told.append((logits.clone(), chain.history.clone(), token))
+        return token
+
+    monkeypatch.setattr(Chain, "draw", spy)
+    plain = decode(model, prompts, sampling, [3, 4, 5], [9, 9, 9])
+    punished = 0
+    for logits, history, token in told[:: model.layout.shown]:
+        torch.testing.assert_close(logits.logsumexp(-1), torch.zeros(len(logits)), atol=1e-4, rtol=0)
+        for row, past in enumerate(history):
+            seen = torch.zeros(logits.shape[1], dtype=torch.bool)
+            seen[past[past >= 0]] = True
+            want = torch.where(seen, 1.3 * logits[row], logits[row]).argmax()
+            assert token[row] == want
+            punished += int(want != logits[row].argmax())
+    assert guidance or punished
+
+    def shifted(self: VallE, *args: object) -> tuple:
+        states, logits = first(self, *args)
+        return states, logits + 20.0
+
+    monkeypatch.setattr(type(model), "first", shifted)
+    for a, b in zip(plain, decode(model, prompts, sampling, [3, 4, 5], [9, 9, 9]), strict=True):
+        np.testing.assert_array_equal(a[0].codes, b[0].codes)

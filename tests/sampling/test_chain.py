@@ -172,3 +172,14 @@ def test_settings_are_the_arguments_of_warp() -> None:
     params = SamplingParams(**SETTINGS["filters"] | {"temperature": 0.7})
     logits = make_logits()
     assert torch.equal(warp(logits, **params.filters), Chain(params, R, V, CPU, STOP).warp(logits))
+
+
+@pytest.mark.parametrize("settings", [
+    {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_n_sigma": 1.0}, {"mirostat": 2}, {"banned": (1,)}, {},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("temperature", [1e-38, 1e-45, 1e-300])
+def test_however_cold_the_likeliest_is_drawn(settings: dict, temperature: float) -> None:
+    logits = make_logits() - 50  # all below 0
+    logits[:, 1] = -60.0
+    drawn = _chain({"temperature": temperature, **settings}).draw(logits, make_noise(R, V))
+    assert torch.equal(drawn, logits.argmax(-1))

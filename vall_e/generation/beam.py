@@ -203,7 +203,7 @@ class _Search:
         log_p = self.model.first(self.last, self.vocabulary)[1].log_softmax(-1)
         if self.guided:
             log_p = guide(log_p[:rows], log_p[rows:], self.sampling.guidance, self.sampling.guidance_rescale)
-        return self.chain.warp(log_p).double().log_softmax(-1)
+        return self.chain.warp(log_p.log_softmax(-1)).double().log_softmax(-1)
 
     def _frames(self, chosen: Sequence[_Next]) -> Tensor:
         """The symbols of ``chosen`` with the likeliest codes of the later levels, int64 [R', l]."""

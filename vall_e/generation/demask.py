@@ -142,7 +142,7 @@ class _Rows:
         if not bool(going.any()):
             return
         frames = (self.open[:, at] if config.remask else masked).any(1) & going[:, None]
-        progress = (step - 1) / max(1, steps - 1)
+        progress = (step - 1) / (steps - 1) if steps > 1 else 1.0  # one step is the last
         strength = config.guidance * (1 - progress * config.anneal_guidance)
         temperature = config.temperature * (1 - progress * config.anneal_temperature)
         sure = torch.zeros_like(self.gains[:, at])

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vall_e.decoding import SamplingConfig, SamplingParams
+from vall_e.decoding import AHEAD, SamplingConfig, SamplingParams
 from vall_e.generation.speculative import Drafter, drafter_of
 from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
@@ -273,7 +273,7 @@ class _State:
         model, params = engine.model, engine.sampling.ar
         size, device = model.layout.size(engine.vocabulary), model.device
         self.engine, self.rows = engine, list(rows)
-        self.noise = RowNoise(streams, (engine.shown, size), device)
+        self.noise = RowNoise(streams, (engine.shown, size), device, AHEAD)
         self.chains = [Chain(params, len(rows), size, device, engine.stop)]
         later = SamplingParams(**params.filters)  # of one distribution only: what is remembered is of level 0
         self.chains += [Chain(later, len(rows), size - 1, device, None) for _ in range(1, engine.shown)]
@@ -323,7 +323,7 @@ class _State:
             conditioned, null, states = log_p[0::2], log_p[1::2], states[0::2]
             logits = guide(conditioned, null, engine.sampling.guidance, engine.sampling.guidance_rescale)
             attention = None if attention is None else attention[0::2]
-        elif self.remembers:
+        if self.remembers:
             logits = logits.log_softmax(-1)  # penalties weigh log-probabilities, guided or not
         if any(row.count < row.shortest for row in self.rows):
             early = [row.count + a < row.shortest for row in self.rows for a in ahead]

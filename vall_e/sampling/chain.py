@@ -34,9 +34,9 @@ def warp(
     if temperature <= 0:
         return torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
     if min_temperature is not None:
-        logits = logits / filters.dynamic_temperature(logits, min_temperature, temperature)
+        logits = filters.scale(logits, filters.dynamic_temperature(logits, min_temperature, temperature))
     elif temperature != 1.0:
-        logits = logits / temperature
+        logits = filters.scale(logits, temperature)
     logits = filters.top_k(filters.top_n_sigma(logits, top_n_sigma), top_k)
     return filters.min_p(filters.top_p(logits, top_p), min_p)
 

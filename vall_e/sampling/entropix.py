@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vall_e.sampling.filters import likeliest
+from vall_e.sampling.filters import likeliest, scale
 
 RIVALS = 5  # tokens that are drawn from where few compete, if all heads attend alike
 
@@ -69,4 +69,4 @@ def entropix(
     most = logits.shape[-1]
     k = torch.where(unsure, most, torch.where(rivals, (RIVALS * (1.0 + apart)).round().long(), 1))
     p = torch.where(lost, 0.9 - 0.4 * wide, 2.0)
-    return likeliest(logits / (temperature * factor), k, p)
+    return likeliest(scale(logits, temperature * factor), k, p)

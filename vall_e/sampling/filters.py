@@ -10,6 +10,14 @@ import math
 import torch
 from torch import Tensor
 
+COLDEST = 1e-30  # temperature at which logits of 10^8 are finite, and those that differ at all are worlds apart
+
+
+def scale(logits: Tensor, temperature: Tensor | float) -> Tensor:
+    """Logits [R, V] divided by a temperature above 0, without becoming infinite: below ``COLDEST`` no draw differs."""
+    cold = temperature.clamp(min=COLDEST) if isinstance(temperature, Tensor) else max(temperature, COLDEST)
+    return logits / cold
+
 
 def dynamic_temperature(logits: Tensor, low: float, high: float) -> Tensor:
     """A temperature float [R, 1] for each row of logits [R, V]: near ``low`` where one token is certain, else ``high``.
