@@ -85,3 +85,15 @@ def test_phones_are_cut_at_the_gaps_between_words():
     assert cut_phones(phones, 20) == [Chunk("abc ˈdde fghi", tuple(phones), Mark.PARAGRAPH)]
     assert [chunk.phones for chunk in cut_phones(phones, 6)] == [(*"abc", " ", "ˈdd", "e"), tuple("fghi")]
     assert cut_phones([" "], 5) == []
+
+
+def test_phones_may_be_many_without_a_gap_and_gaps_many_without_a_phone():
+    many = ("a",) * 47
+    chunks = cut_phones(many, 10)
+    assert sum((chunk.phones for chunk in chunks), ()) == many and max(len(chunk.phones) for chunk in chunks) <= 10
+    assert cut_phones([" ", "a", " ", " ", "b", " "], 20) == [Chunk("a b", ("a", " ", "b"), Mark.PARAGRAPH)]
+    alike = ("t", "ʃ", " ", "tʃ")
+    assert cut_phones(alike, 20) == [Chunk("tʃ tʃ", alike, Mark.PARAGRAPH)]
+    parts = cut_phones(("tʃ", "t", "ʃ") * 9, 8)
+    assert sum((part.phones for part in parts), ()) == ("tʃ", "t", "ʃ") * 9
+    assert [part.text for part in parts] == ["".join(part.phones) for part in parts]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 Phones = Callable[[Sequence[str]], list[list[str]]]  # texts → phones of each, words apart by " "
 
@@ -114,13 +114,13 @@ def cut(text: str, longest: int, phones: Phones) -> list[Chunk]:
 
 def cut_phones(phones: Sequence[str], longest: int) -> list[Chunk]:
     """As ``cut``, of a text that is given by its phones."""
-    words = [word for word in "\0".join(phones).replace("\0 \0", " ").split(" ") if word.strip("\0")]
-    spelt = {word.replace("\0", ""): word.split("\0") for word in words}
+    words = [list(run) for spoken, run in groupby(phones, key=lambda phone: bool(phone.strip())) if spoken]
+    text = " ".join("\0".join(word) for word in words)  # inside words phones stay apart: "tʃ" is not "t", "ʃ"
 
     def read(texts: Sequence[str]) -> list[list[str]]:
-        return [_joined([spelt[word] for word in text.split()]) for text in texts]
+        return [_joined([word.strip("\0").split("\0") for word in text.split()]) for text in texts]
 
-    return cut(" ".join(word.replace("\0", "") for word in words), longest, read)
+    return [replace(chunk, text="".join(chunk.phones)) for chunk in cut(text, longest, read)]
 
 
 def marked(text: str) -> Iterator[tuple[str, Mark]]:
