@@ -314,3 +314,31 @@ def test_progress_grows_to_one_and_a_format_of_weights_is_checked(voice, folder,
     assert Voice.load(folder, "cpu", weights="bfloat16").speak("one", sampling=settings(voice)).frames > 0
     with pytest.raises(ValueError, match="no weight format 'int3'"):
         Voice.load(folder, "cpu", weights="int3")
+
+
+def test_nothing_is_drawn_anew_where_it_would_come_out_the_same(voice, prompt, monkeypatch):
+    asked = fixed(monkeypatch, noise, finished=lambda seed: False)
+    for ar, batches in (({"temperature": 0.0}, 1), ({"temperature": 0.8}, 3)):
+        asked.clear()
+        greedy = SamplingConfig(ar=ar, retries=2, candidates=1, max_seconds=0.4)
+        assert voice.speak_batch([Request("one", prompt)], greedy)[0].warnings and len(asked) == batches
+
+
+def test_a_candidate_that_loops_loses_against_one_that_does_not(voice, prompt, monkeypatch):
+    monkeypatch.setattr(segments, "faults_of_reading", lambda *_: [])
+    loop, clean = Candidate(np.full((2, 100), 7), True, 2.0), Candidate(noise(1, 100), True, 0.0)
+
+    def respond(model, samples, sampling, seeds, limits, choose, *_, **__):
+        chosen = [choose([loop, clean], sample) for sample in samples]
+        return [(candidate, candidate.codes) for candidate in chosen]
+
+    monkeypatch.setattr(segments, "respond", respond)
+    audio = voice.speak_batch([Request("one two three one two", prompt)], settings(voice))[0]
+    np.testing.assert_array_equal(audio.codes, clean.codes)
+    assert not any("again and again" in warning for warning in audio.warnings)
+
+
+def test_words_in_letters_of_another_language_are_refused(voice, prompt, monkeypatch):
+    for text in ("one привет two", "one 你好 two", "one. two. привет."):
+        with pytest.raises(SpeechError, match="not in letters that en-us is written in"):
+            voice.speak_batch([Request(text, prompt)])

@@ -21,7 +21,7 @@ from vall_e.models.checkpoint import VoiceConfig, load_model
 from vall_e.models.formats import use_weights
 from vall_e.models.vall_e import VallE
 from vall_e.text.normalize import normalize
-from vall_e.text.phonemes import phonemize
+from vall_e.text.phonemes import read
 from vall_e.text.tokenizer import Tokenizer
 
 STRESS = "ˈˌ"
@@ -130,9 +130,20 @@ class LoadedVoice:
         return codes.astype(np.int64), warnings
 
     def phones(self, texts: Sequence[str], language: str) -> list[list[str]]:
-        """Phones of each text, as the model was trained on them."""
+        """Phones of each text, as the model was trained on them.
+
+        Raises:
+            SpeechError: words in letters that the language is not written in, which would be spelt by their names.
+        """
         said = [normalize(text, language) for text in texts]
-        return phonemize(said, language, self.config.with_stress, self.config.words_apart)
+        readings = read(said, language, self.config.with_stress, self.config.words_apart)
+        unread = [word for reading in readings for word in reading.unread]
+        if unread:
+            words = ", ".join(map(repr, dict.fromkeys(unread)))
+            raise SpeechError(
+                f"{words}: not in letters that {language} is written in: name their language, or rewrite them"
+            )
+        return [reading.phones for reading in readings]
 
     def ids(self, phones: Sequence[str]) -> np.ndarray:
         """Token ids int64 [S]; a phone never seen with its stress mark is read without it, or with another one."""

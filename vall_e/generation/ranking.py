@@ -62,7 +62,7 @@ class Ranker:
     Args:
         by: what decides; own values decide among equals.
         samples: what is decoded; they are told by their number.
-        faults: how much is wrong with the length of a candidate of a sample.
+        faults: how much is wrong with a candidate of a sample, as far as its first pass shows.
         levels: codes int64 [L, T] of a sample's candidates, whose first pass made l of the levels.
         judged: errors in words of such codes.
 

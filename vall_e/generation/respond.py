@@ -99,6 +99,14 @@ def begins_masked(model: VallE, sampling: SamplingConfig) -> bool:
     return "mask" in modes and (sampling.first == "mask" or "ar" not in modes)
 
 
+def is_drawn(model: VallE, sampling: SamplingConfig) -> bool:
+    """Another seed may give another response: a pass has a temperature, and no search takes its place."""
+    levels = "level" in KINDS[model.config.kind].modes and sampling.nar.temperature > 0
+    if begins_masked(model, sampling):
+        return levels or sampling.demask.temperature > 0 or sampling.demask.choice_temperature > 0
+    return levels or (sampling.beam is None and sampling.ar.temperature > 0)
+
+
 def _outlines(
     model: VallE,
     prompts: Sequence[Sample],

@@ -29,7 +29,7 @@ from vall_e.generation.quality import (
     faults_of_sound,
 )
 from vall_e.generation.ranking import Ranker, RankError
-from vall_e.generation.respond import begins_masked, respond
+from vall_e.generation.respond import begins_masked, is_drawn, respond
 from vall_e.models.packing import Sample
 
 if TYPE_CHECKING:
@@ -91,9 +91,12 @@ class Speaker:
         self.rate = voice.codec.frame_rate
 
     def speak(self, pieces: Sequence[Piece]) -> list[Spoken]:
-        """One batch, and what is wrong in it anew, up to ``sampling.retries`` times; the best attempt is kept."""
+        """One batch, and what is wrong in it anew, up to ``sampling.retries`` times; the best attempt is kept.
+
+        Where nothing is drawn a new attempt would say the same: none is made."""
         best = self._attempt(pieces)
-        for attempt in range(1, self.sampling.retries + 1):
+        retries = self.sampling.retries if is_drawn(self.voice.model, self.sampling) else 0
+        for attempt in range(1, retries + 1):
             again = [i for i, spoken in enumerate(best) if spoken.faults]
             if not again:
                 break
@@ -108,7 +111,7 @@ class Speaker:
         limits = [self.limit(piece) for piece in pieces]
 
         def wrong(index: int, candidate: Candidate) -> int:
-            return len(self._length(candidate, pieces[index]))
+            return len(self._length(candidate, pieces[index])) + len(faults_of_codes(candidate.codes, self.rate))
 
         def levels(index: int, candidates: Sequence[Candidate]) -> list[np.ndarray]:
             codes = [candidate.codes for candidate in candidates]
