@@ -40,7 +40,8 @@ def add_edit(commands: Any) -> None:
     edit.add_argument(
         "--text",
         required=True,
-        help='the whole sentence as it shall be, the new words in brackets: "seven [three] nine"',
+        help='the whole sentence as it shall be, the new words in brackets: "seven [three] nine"; "seven [] nine" '
+        "takes words out",
     )
     edit.add_argument("--seconds", type=float, metavar="S", help="length of the new part (default: the model says)")
     edit.add_argument("--noise", action="store_true", help="the recording is noisy, and so shall the new part be (nse)")

@@ -159,6 +159,9 @@ def replace_codec(speaker, encode):
         ({"text": "one [two] [three]"}, "one pair of brackets"),
         ({"text": " "}, "nothing to say"),
         ({"seconds": 0.0}, "more than 0"),
+        ({"text": "one [] three", "start": 0.5, "end": 0.5}, "no new words in 'one \\[\\] three'"),
+        ({"text": "one [ ] three", "start": 0.0, "end": len(WAV) / RATE}, "leave something"),
+        ({"text": "one [] three", "seconds": 0.5}, "without a length"),
         ({"wav": np.zeros(RATE, dtype=np.float32), "end": 0.8}, "holds no sound"),
     ],
 )
@@ -221,3 +224,18 @@ def test_the_command_pours_raw_samples_out(tmp_path, capfdbinary, monkeypatch) -
     assert b"s16le at 22050 Hz" in printed.err and not (tmp_path / "-").exists()
     assert main([*arguments, "-o", "out.wav"]) == 0
     np.testing.assert_array_equal(np.frombuffer(printed.out, dtype="<i2"), soundfile.read("out.wav", dtype="int16")[0])
+
+
+@pytest.mark.parametrize("text", ["one [] three", "one [ ] three", "one [, ] three"])
+@pytest.mark.parametrize(("start", "end"), [(0.5, 0.9), (0.0, 0.4), (1.2, len(WAV) / RATE)])
+def test_empty_brackets_take_words_out_and_say_nothing(text: str, start: float, end: float) -> None:
+    found = edit(voice("ar-depth"), WAV, RATE, start, end, text)
+    assert found.warnings == [] and found.codes.shape[1] == 0
+    gone = len(WAV) - len(found.wav)
+    assert 0 <= gone - (end - start) * RATE <= 2 * REACH * RATE + 2
+    first, last = round(found.start * RATE), round(found.end * RATE)
+    assert last - first <= FADE * RATE + 1
+    np.testing.assert_array_equal(found.wav[:first], WAV[:first])
+    np.testing.assert_array_equal(found.wav[last:], WAV[last + gone :])
+    steps = np.abs(np.diff(found.wav[max(0, first - 1) : last + 1]))
+    assert steps.max(initial=0.0) <= 1.5 * np.abs(np.diff(WAV)).max()

@@ -29,7 +29,7 @@ from vall_e.models.packing import Sample
 FADE = 0.02  # seconds of each cross-fade
 REACH = 0.06  # seconds beyond a border in which a quieter place is looked for
 LOUDER, QUIETER = 4.0, 0.25  # what the loudness of the new part may be changed by
-MARKED = re.compile(r"^([^\[\]]*)\[([^\[\]]+)\]([^\[\]]*)$", re.DOTALL)
+MARKED = re.compile(r"^([^\[\]]*)\[([^\[\]]*)\]([^\[\]]*)$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ def edit(
     Args:
         wav: samples at ``rate`` Hz; see ``speech.one_channel``.
         start, end: seconds; equal to insert something.
-        text: the whole sentence as it shall be, the new words in brackets: ``seven [three] nine``. Brackets may be
-            left out where the voice learned the task or demasks.
+        text: the whole sentence as it shall be, the new words in brackets: ``seven [three] nine``. Empty ones
+            take the old words out and say nothing new. Brackets may be left out where the voice learned the task or
+            demasks.
         seconds: how long the new part is to be; None lets the model say.
         noise: the recording is noisy, and so shall the new part be (``nse``).
         language: of the text; None for the voice's own.
@@ -80,7 +81,7 @@ def edit(
 
     Raises:
         SpeechError: times outside the recording, a text without words, or one whose new words are not marked for a
-            voice that needs that.
+            voice that needs that; empty brackets where nothing is to be taken out, or nothing would be left.
     """
     started, sampling = time.perf_counter(), sampling or voice.config.sampling
     wav = check_sound(wav, "recording")
@@ -90,11 +91,21 @@ def edit(
     if seconds is not None and not 0 < seconds <= sampling.max_seconds:
         raise SpeechError(f"the new part lasts more than 0 and up to {sampling.max_seconds:g} s, not {seconds:g} s")
     warnings: list[str] = []
-    window = _window(voice, wav, rate, start, end, sampling.max_seconds, warnings)
-    codes = _new_codes(voice, window, text, seconds, noise, seed, sampling, language, warnings)
-    if codes.shape[1] == 0:
-        warnings.append("the model said nothing: what was between the two times is gone")
-    out, first, last = _joined(voice, wav, rate, window, codes)
+    words = _Words.read(voice, text, language)
+    if words.new is not None and not len(words.new):
+        if start == end or end - start == length or seconds is not None:
+            raise SpeechError(
+                f"no new words in {text!r}: they take out what is between two times, which must differ and leave "
+                f"something ({start:g} s and {end:g} s of {length:.2f} s), without a length of the new part"
+            )
+        codes = np.zeros((voice.config.levels, 0), dtype=np.int64)
+        out, first, last = _taken_out(wav, rate, start, end)
+    else:
+        window = _window(voice, wav, rate, start, end, sampling.max_seconds, warnings)
+        codes = _new_codes(voice, window, words, seconds, noise, seed, sampling, language, warnings)
+        if codes.shape[1] == 0:
+            warnings.append("the model said nothing: what was between the two times is gone")
+        out, first, last = _joined(voice, wav, rate, window, codes)
     taken = time.perf_counter() - started
     return Changed(out, rate, codes, taken, first / rate, last / rate, warnings)
 
@@ -125,7 +136,7 @@ def _window(
 def _new_codes(
     voice: LoadedVoice,
     window: _Window,
-    text: str,
+    words: _Words,
     seconds: float | None,
     noise: bool,
     seed: int,
@@ -135,7 +146,6 @@ def _new_codes(
 ) -> np.ndarray:
     """Codes int64 [L, T] of the new part."""
     model, per_second = voice.model, voice.codec.frame_rate
-    words = _Words.read(voice, text, language)
     task, given = "nse" if noise else "cse", None
     learned = task in voice.config.model.all_tasks
     if not learned and sampling.first == "auto":  # where a kind can do both, demasking knows what comes behind
@@ -235,3 +245,15 @@ def _joined(
     lead, tail = min(fade, start, first), min(fade, len(wav) - end, len(piece) - last)
     out = joins.splice(wav, piece[first - lead : last + tail], start, end, lead, tail)
     return out, start - lead, start + (last - first) + tail
+
+
+def _taken_out(wav: np.ndarray, rate: int, start: float, end: float) -> tuple[np.ndarray, int, int]:
+    """The recording without what is from ``start`` to ``end`` seconds, and the samples between which it fades from what
+    is before to what is behind, in quiet places."""
+    first, last = round(start * rate), min(round(end * rate), len(wav))
+    reach = np.arange(0, round(REACH * rate) + 1, max(1, rate // 200))
+    before, behind = first - reach[reach <= first], last + reach[reach <= len(wav) - last]
+    first, last = (int(places[joins.quietest(wav, places, rate)]) for places in (before, behind))
+    half = min(round(FADE * rate / 2), first, len(wav) - last)
+    join = joins.cross_fade(wav[first - half : first + half], wav[last - half : last + half])
+    return np.concatenate((wav[: first - half], join, wav[last + half :])), first - half, first + half
