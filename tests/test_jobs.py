@@ -69,6 +69,15 @@ def test_a_bad_line_becomes_an_error_that_says_why(tmp_path, line, name, reason)
     assert set(result.as_dict()) == {"id", "error"}
 
 
+def test_lines_end_at_line_feeds_only_and_bytes_that_are_no_utf8_are_told(tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    lines = [json.dumps(GOOD | {"text": text}, ensure_ascii=False) for text in ("one\u2028two\x85", "\xfcber")]
+    path.write_bytes(b"\xef\xbb\xbf" + lines[0].encode() + b"\r\n" + lines[1].encode("latin-1") + b"\n")
+    good, bad = read_jobs(path, tmp_path / "out")
+    assert good.text == "one\u2028two\x85"
+    assert bad.id == "line 2" and "line 2 is not UTF-8 (byte 21): convert the file" in bad.error
+
+
 def test_an_id_used_twice_would_overwrite_a_file(tmp_path):
     first, second, third = read_jobs(write_jobs(tmp_path, GOOD, GOOD, GOOD | {"id": "b"}), tmp_path / "out")
     assert isinstance(first, Job) and isinstance(third, Job)

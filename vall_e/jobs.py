@@ -6,6 +6,7 @@ A job is a line of a JSON Lines file: ``{"id", "text", "ref_audio", "ref_text"?,
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -79,12 +80,13 @@ def read_jobs(path: Path, out_dir: Path) -> list[Job | Result]:
     """
     jobs: list[Job | Result] = []
     taken: set[Path] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()  # of bytes: U+2028 ends none
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         name = f"line {number}"
         try:
-            raw = json.loads(line)
+            raw = json.loads(line.decode("utf-8"))
             if isinstance(raw, dict) and isinstance(raw.get("id"), str) and raw["id"]:
                 name = raw["id"]
             job = _job(raw, path.parent, out_dir)
@@ -92,6 +94,8 @@ def read_jobs(path: Path, out_dir: Path) -> list[Job | Result]:
                 raise JobError(f"id {job.id!r} was used before: its file would be overwritten")
             taken.add(job.output)
             jobs.append(job)
+        except UnicodeDecodeError as error:
+            jobs.append(Result(name, error=f"{path} line {number} is not UTF-8 (byte {error.start}): convert the file"))
         except json.JSONDecodeError as error:
             jobs.append(Result(name, error=f"{path} line {number} is not JSON: {error}"))
         except (JobError, RecursionError) as error:
