@@ -64,7 +64,9 @@ class SamplingParams(FilterParams):
         1.0,
         description="above 1 makes codes of the last frames less likely: their log-probabilities are multiplied by it",
     )
-    repetition_window: PositiveInt = Field(75, description="frames that repetition and dry penalties look back")
+    repetition_window: Annotated[int, Field(gt=0, le=10_000)] = Field(
+        75, description="frames that repetition and dry penalties look back"
+    )
     repetition_decay: Fraction = Field(
         0.0, description="share of the repetition penalty that is gone with each frame of distance"
     )
@@ -182,7 +184,7 @@ class SamplingConfig(Section):
     )
     retries: Annotated[int, Field(ge=0, le=10)] = Field(
         1,
-        description="times that a segment with a fault is drawn anew, the best is kept; 0 where no temperature is above 0",
+        description="times that a segment with a fault is drawn anew, the best is kept; none if all temperatures are 0",
     )
     max_seconds: PositiveFloat = Field(12.0, description="length cap of a segment")
     long_text: LongTextConfig = Field(LongTextConfig(), description="of texts that take several segments")

@@ -63,6 +63,13 @@ def test_compiled_by_inductor_it_says_the_same() -> None:
     _same(*(decode(m, make_prompts(), DRAWN, [1, 2, 3], [6, 6, 6]) for m in (compiled, model)))
 
 
+def test_entropix_which_sees_attention_is_refused() -> None:
+    compiled = build(backbone="llama")
+    use_weights(compiled).backbone.compile_steps(CompileCounter())
+    with pytest.raises(ValueError, match="leave out --entropix or --compile"):
+        Engine(compiled, SamplingConfig(ar=SamplingParams(entropix=True), candidates=1))
+
+
 def test_a_backbone_without_such_steps_says_so() -> None:
     with pytest.raises(ValueError, match="retnet cannot be compiled"):
         build(backbone="retnet", kv_heads=4).backbone.compile_steps()

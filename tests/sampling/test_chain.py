@@ -163,9 +163,16 @@ def test_the_length_penalty_counts_what_each_row_has_drawn() -> None:
     assert torch.equal(Chain(chain.params, 2, V, CPU, None).warp(logits), logits)
 
 
-def test_all_tokens_banned_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="all 20 codes"):
-        _chain({"banned": tuple(range(V))})
+def test_all_tokens_banned_is_refused_at_once_and_the_stop_is_nothing_to_draw() -> None:
+    for banned, stop, count in (
+        (range(V), None, 20),
+        (range(V), STOP, 19),
+        (range(STOP), STOP, 19),
+        (range(1, V), 0, 19),
+    ):
+        with pytest.raises(ValueError, match=f"all {count} codes"):
+            Chain(SamplingParams(banned=tuple(banned)), R, V, CPU, stop)
+    _chain({"banned": tuple(range(1, V))})
 
 
 def test_settings_are_the_arguments_of_warp() -> None:

@@ -82,6 +82,15 @@ def test_dry_is_brute_force(symbols: int, allowed: int) -> None:
     assert count > 5
 
 
+def test_dry_takes_no_memory_for_pairs_of_a_long_past() -> None:
+    """10,000 frames of 12 rows: pairs would be 9.6 GB."""
+    history = torch.randint(V, (12, 10_000), generator=torch.Generator().manual_seed(0))
+    history[3, -40:] = history[3, 100:140]
+    found = -dry(torch.zeros(12, V), history, 1.0, 1.5, 10)
+    assert found[3].nonzero().flatten().tolist() == [int(history[3, 140])] and found[:3].count_nonzero() == 0
+    assert found[3].max() == 1.5**30
+
+
 def test_dry_punishes_what_goes_on_with_a_repeated_sequence() -> None:
     history = torch.tensor([[-1, 1, 2, 3, 4, 1, 2, 3]])
     lost = -dry(torch.zeros(1, V), history, 1.0, 2.0, 2)[0]

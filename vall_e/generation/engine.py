@@ -133,7 +133,7 @@ class Engine:
             own first layers.
 
     Raises:
-        ValueError: the model cannot draft as ``sampling.speculation`` asks.
+        ValueError: the model cannot draft as ``sampling.speculation`` asks, or entropix with compiled steps.
     """
 
     def __init__(
@@ -148,7 +148,12 @@ class Engine:
         self.stop, self.block = layout.stop(vocabulary), layout.block if codes else 1
         self.shown = layout.shown if codes else 1
         self.static = model.backbone.compiled
-        self.watches = sampling.ar.entropix and not self.static
+        if sampling.ar.entropix and self.static:
+            raise ValueError(
+                "sampling.ar.entropix looks at what layers attend to, which compiled steps do not tell: leave out "
+                "--entropix or --compile"
+            )
+        self.watches = sampling.ar.entropix
         self.seen: Tensor | None = None  # of the last forward, float [R or 2R, H, T, S], where entropix asks
         self.rows: list[Row] = []
         self.cache: Cache | None = None

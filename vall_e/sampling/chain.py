@@ -62,12 +62,14 @@ class Chain:
         stop: the token that ends a row, whose chance the length penalty changes; None if there is none.
 
     Raises:
-        ValueError: all tokens are banned.
+        ValueError: all tokens are banned, or all but ``stop``.
     """
 
     def __init__(self, params: Any, rows: int, vocabulary: int, device: torch.device, stop: int | None) -> None:
         self.params, self.stop = params, stop
-        ban(torch.zeros(vocabulary), params.banned)
+        codes = set(range(vocabulary)) - {stop}
+        if codes <= set(params.banned):
+            raise ValueError(f"banned: all {len(codes)} codes of the vocabulary are banned, leave some to draw from")
         looks_back = params.repetition_penalty != 1.0 or params.dry_multiplier > 0
         window = params.repetition_window if looks_back else 0
         self.history = torch.full((rows, window), -1, dtype=torch.int64, device=device)

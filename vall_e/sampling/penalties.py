@@ -65,10 +65,15 @@ def dry(logits: Tensor, history: Tensor, multiplier: float, base: float = 1.75, 
     window = history.shape[1]
     if multiplier == 0.0 or window < 2:
         return logits
-    padded = torch.nn.functional.pad(history, (window - 1, 0), value=-1)
-    before = padded.unfold(1, window, 1)[:, :-1]  # [R, W - 1, W]: the history as it was when each later token came
-    same = (before == history[:, None]) & (before >= 0)
-    match = same.flip(-1).long().cumprod(-1).sum(-1)  # [R, W - 1]: equal tokens, from the newest back
+    match = torch.zeros_like(history[:, 1:])  # [R, W - 1]: equal tokens before each later one, from the newest back
+    same = torch.ones_like(match, dtype=torch.bool)
+    for back in range(window - 1):  # step by step: all pairs at once would take W times the memory
+        newest = history[:, window - 1 - back, None]
+        earlier = torch.nn.functional.pad(history[:, : window - 1 - back], (back, 0), value=-1)
+        same = same & (earlier == newest) & (newest >= 0)
+        if not same.any():
+            break
+        match = match + same
     tokens = torch.where(history[:, 1:] < 0, logits.shape[1], history[:, 1:])
     longest = torch.zeros(logits.shape[0], logits.shape[1] + 1, dtype=torch.int64, device=logits.device)
     longest = longest.scatter_reduce(1, tokens, match, "amax")[:, :-1]
