@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import signal
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipelines.command import last_said
 from pipelines.process import run_process
 from pipelines.profile import overridden, parse_settings, profile_overrides, write_params
 from pipelines.watched import check_watched
@@ -29,9 +29,6 @@ CODE = ("conf", "stages", "vall_e")
 FILES = ("dvc.yaml", ".dvcignore")
 PROFILE = "finetune"
 _ADVICE = ("Use `dvc push`", "To track the changes", "git add ", "To enable auto staging", "dvc config ")
-
-
-_SAID = re.compile(r"\w+: error: ")  # as a stage says what is wrong with its input
 
 
 class AdaptError(RuntimeError):
@@ -143,7 +140,7 @@ def run(workspace: Path) -> None:
     for command in [*commands, [*dvc, "repro"]]:
         code, lines = run_process(command, show, cwd=workspace, env=env | {"DVC_NO_ANALYTICS": "1"})
         if code:
-            said = next((line for line in reversed(lines) if _SAID.match(line)), "\n".join(lines[-5:]))
+            said = last_said(lines) or "\n".join(lines[-5:])
             raise AdaptError(f"{said}\nMend it and give the same command again: what is done stays in {workspace}")
 
 

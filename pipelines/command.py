@@ -32,14 +32,22 @@ class StageFailed(RuntimeError):
         speaker: a pattern for the name of a stage in a line ``NAME: error: ...``; ``stage`` by default.
 
     Attributes:
-        input_error: the stage said in one line what is wrong with its input: trying again cannot help.
+        input_error: the stage said in one line what is wrong with its input: trying again cannot help. Its exit code
+            says so as well, but DVC has one of its own.
     """
 
     def __init__(self, stage: str, code: int, lines: Sequence[str], speaker: str | None = None):
-        says = re.compile(rf"{speaker or re.escape(stage)}: error: ")
-        said = next((line for line in reversed(lines) if says.match(line)), None)
-        self.stage, self.input_error, self.lines = stage, said is not None, list(lines[-20:])
+        said = last_said(lines, speaker or re.escape(stage))
+        self.stage, self.lines = stage, list(lines[-20:])
+        self.input_error = said is not None and said.partition(": ")[2].startswith("error: ")
         super().__init__(said or f"{stage} ended with exit code {code}:\n" + "\n".join(self.lines))
+
+
+def last_said(lines: Sequence[str], speaker: str = r"\w+") -> str | None:
+    """The last line in which a stage says why it ended, ``NAME: error: ...`` (its input is refused) or
+    ``NAME: failed: ...``; ``speaker`` is a pattern for its name."""
+    says = re.compile(rf"{speaker}: (error|failed): ")
+    return next((line for line in reversed(lines) if says.match(line)), None)
 
 
 def run_dvc(

@@ -113,7 +113,7 @@ def pipeline(
         upstream: run what the targets depend on as well; False: the targets alone, on what is there.
         timeout_seconds: what one stage may take.
         stage_timeouts: the same for stages by name.
-        retries: how often a stage that crashed is started again; one that refused its input is not.
+        retries: how often a stage that crashed or failed is started again; one that refused its input is not.
         stage_retries: the same for stages by name.
         track: record skipped stages in MLflow.
 

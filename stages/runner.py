@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.recorder import Recorder, TrackingError
+from stages.refusal import FAILED, REFUSED, is_refusal
 from vall_e.config import Params, load_params
 from vall_e.corpus.work import digest_of, replace_folder, write_text
 
@@ -78,7 +79,8 @@ class Context:
 
 
 def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
-    """The command line of a stage. Returns the exit code: 0, or 1 after an error that is said in one line."""
+    """The command line of a stage. Returns the exit code: 0, or after an error that is said in one line ``REFUSED``
+    (``NAME: error: ...``, the input has to be mended) or ``FAILED`` (``NAME: failed: ...``, a second try may do)."""
     args = _parser(stage).parse_args(argv)
     if not faulthandler.is_enabled():  # a crash in compiled code says which line called it
         faulthandler.enable(sys.__stderr__)
@@ -90,8 +92,9 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
         ours = type(error).__module__.startswith(("vall_e", "stages"))
         hint = "" if ours or isinstance(error, OSError) else f" ({_place(error)}; VALL_E_DEBUG=1 shows the traceback)"
         said = "; ".join([str(error), *getattr(error, "__notes__", ())])
-        print(f"{stage.name}: error: {said}{hint}", file=sys.stderr)
-        return 1
+        refused = is_refusal(error)
+        print(f"{stage.name}: {'error' if refused else 'failed'}: {said}{hint}", file=sys.stderr)
+        return REFUSED if refused else FAILED
     except KeyboardInterrupt as error:
         print(f"{stage.name}: stopped{f': {error}' if str(error) else ''}", file=sys.stderr)
         return 130

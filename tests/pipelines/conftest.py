@@ -16,7 +16,7 @@ if value == "bad":
     sys.exit(f"{name}: error: the value is bad: use another one")
 if value == "flaky" and not pathlib.Path("tried").exists():
     pathlib.Path("tried").touch()
-    sys.exit("out of luck")
+    sys.exit(f"{name}: failed: out of luck")
 if value == "hang":
     import subprocess, time
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

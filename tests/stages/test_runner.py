@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.command import StageFailed
 from stages import runner, train
+from stages.recorder import TrackingError
+from stages.refusal import FAILED, REFUSED
 from stages.runner import Stage
 from tests.processes import exit_code
+from vall_e.config import ConfigError
 from vall_e.corpus.quality import check_reject_rate, reject, write_rejects
 from vall_e.corpus.schema import REJECTS, read_rows
 from vall_e.preparation import SimilarConfig
@@ -131,7 +135,7 @@ def test_a_failed_stage_leaves_its_old_outs_alone_and_says_one_line(record, caps
         (context.out("data/similar") / "table").write_text("half")
         raise FileNotFoundError("recordings/a.wav is not there: check ingest.path")
 
-    assert runner.main(_stage(run), []) == 1
+    assert runner.main(_stage(run), []) == REFUSED
     assert Path("data/similar/table").read_text() == "old"
     assert not Path("metrics/similar.json").exists()
     assert capsys.readouterr().err == "similar: error: recordings/a.wav is not there: check ingest.path\n"
@@ -143,12 +147,42 @@ def test_too_many_rejects_name_the_rules_in_one_line_and_where_all_rows_are(reco
         write_rejects(rows, context.out("data/similar") / "rejects.parquet")
         check_reject_rate(1, 2, 0.2, "similar", rows)
 
-    assert runner.main(_stage(run), []) == 1
+    assert runner.main(_stage(run), []) == REFUSED
     first, *rest = capsys.readouterr().err.splitlines()
     assert first.startswith("similar: error: ") and "(clipped 1, silent 1)" in first and "max_reject_rate 0.2" in first
     assert any("silent 1, for example a: -70 dB (allowed: -60)" in line for line in rest)
     place = rest[-1].split("every reject is a row of ")[1]
     assert [row["rule"] for row in read_rows(place, REJECTS)] == ["silent", "clipped"]
+
+
+def _behind(said: Exception, cause: Exception) -> Exception:
+    said.__cause__ = cause
+    return said
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("train.lr: -1"), REFUSED),
+        (PermissionError(13, "may not be opened"), REFUSED),
+        (ImportError("pip install ray"), REFUSED),
+        (_behind(ValueError("weights of another shape"), RuntimeError("size mismatch")), REFUSED),
+        (OSError(5, "Input/output error"), FAILED),
+        (ConnectionError("the hub does not answer"), FAILED),
+        (_behind(FileNotFoundError("the weights are not reachable"), TimeoutError()), FAILED),
+        (TrackingError("MLflow has no record"), FAILED),
+        (_behind(ValueError("Run again: all 2 processes go on so"), MemoryError()), FAILED),
+        (_behind(ValueError("Run again"), RuntimeError("DefaultCPUAllocator: not enough memory")), FAILED),
+    ],
+)
+def test_what_a_second_try_may_mend_is_told_from_what_it_cannot(record, capsys, error, code):
+    def run(context):
+        raise error
+
+    assert runner.main(_stage(run), []) == code
+    said = capsys.readouterr().err
+    assert said.startswith("similar: error: " if code == REFUSED else "similar: failed: ")
+    assert StageFailed("similar", 255, ["Running stage", said.rstrip()]).input_error == (code == REFUSED)
 
 
 def test_debug_shows_the_traceback(record, monkeypatch):
@@ -161,13 +195,13 @@ def test_debug_shows_the_traceback(record, monkeypatch):
 
 
 def test_a_missing_input_names_the_command(record, capsys):
-    assert runner.main(_stage(lambda context: {}, reads=("data/encode",)), []) == 1
+    assert runner.main(_stage(lambda context: {}, reads=("data/encode",)), []) == REFUSED
     assert "data/encode is not there: run `dvc repro similar`" in capsys.readouterr().err
 
 
 def test_wrong_parameters_are_an_error_before_any_work(record, capsys):
     Path("params.yaml").write_text("similar: {topk: 3}\n")
-    assert runner.main(_stage(lambda context: pytest.fail("it ran")), []) == 1
+    assert runner.main(_stage(lambda context: pytest.fail("it ran")), []) == REFUSED
     assert "similar.topk: unknown key" in capsys.readouterr().err
 
 

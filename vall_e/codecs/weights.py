@@ -57,18 +57,19 @@ def find_weights(codec: str, weights: str | None, published: Published) -> Path:
         return path
     if published.cache.is_file():
         return published.cache
+    failure = None
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "TRUE", "YES", "ON"}:
         reason = "HF_HUB_OFFLINE forbids downloads"
     else:
         try:
             return _download(published)
         except (urllib.error.URLError, OSError, ValueError) as error:
-            reason = f"the download failed ({error})"
+            reason, failure = f"the download failed ({error})", error
     raise FileNotFoundError(
         f"the weights of codec '{codec}' are not reachable: {published.cache} is not there and {reason}. "
         f"Fetch {published.url} on a machine that can, then put it at that path or name it in codec.weights; "
         "or use the bundled codec (codec.name: mel), which needs no download"
-    )
+    ) from failure
 
 
 def _download(published: Published) -> Path:
@@ -107,12 +108,12 @@ def from_hub(what: str, repository: str, file: str) -> Path:
     try:
         return Path(hf_hub_download(repository, file))
     except (OSError, ValueError) as error:  # the hub's errors are both
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason, failure = " ".join(str(error).split())[:200] or type(error).__name__, error
     raise FileNotFoundError(
         f"the weights of {what} are not reachable: {file} of {repository} is not in the hub's cache and cannot be "
         f"fetched ({reason}). Fetch it on a machine that can (`hf download {repository}`), and give its path instead "
         "of the name; or use the bundled codec (codec.name: mel), which needs no download"
-    )
+    ) from failure
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
