@@ -194,8 +194,9 @@ class Run:
 
     def close(self, error: str | None = None, stopped: bool = False, ended: float | None = None) -> None:
         """End the run: FINISHED, FAILED with the ``error``, or KILLED where it was ``stopped`` from outside."""
-        if self._monitor is not None:
-            self._monitor.finish()
+        monitor, self._monitor = self._monitor, None  # a close that failed is tried again
+        if monitor is not None:
+            monitor.finish()
         if error:
             self.client.set_tag(self.id, "error", error[:_MAX_VALUE])
         status = "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
