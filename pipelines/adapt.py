@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,27 @@ from filelock import FileLock, Timeout
 
 from pipelines.command import last_said
 from pipelines.process import run_process
-from pipelines.profile import overridden, parse_settings, profile_overrides, write_params
+from pipelines.profile import nested, overridden, parse_settings, profile_overrides, write_params
 from pipelines.watched import check_watched
-from vall_e.config import ConfigError, merge
+from vall_e.config import ConfigError, merge, parse_yaml
 from vall_e.corpus.work import digest_of, replace_folder
 
 CODE = ("conf", "stages", "vall_e")
 FILES = ("dvc.yaml", ".dvcignore")
 PROFILE = "finetune"
+# Parameters that may name a file or a folder, relative to the project.
+PATHS = (
+    "transcribe.recogniser.model",
+    "encode.mixtures.noise",
+    "encode.mixtures.rirs",
+    "similar.voice",
+    "train.distill.voice",
+    "evaluate.testset",
+    "evaluate.spellings",
+    "evaluate.recogniser.model",
+    "score.speaker_weights",
+    "score.utmos",
+)
 _ADVICE = ("Use `dvc push`", "To track the changes", "git add ", "To enable auto staging", "dvc config ")
 
 
@@ -86,12 +100,17 @@ def prepare(
         shutil.copytree(folder, fresh)
         replace_folder(fresh, base)
     kept = of_voice(base, base.relative_to(workspace))
+    uri, experiment = _tracking(root)
     here = {
         "ingest": {"source": "folder", "path": recordings.resolve().as_posix(), "layout": "auto", "pattern": None},
-        "tracking": {"uri": _tracking(root)},
+        "registry": {"name": registered_name(experiment, workspace.name)},
+        "tracking": {"uri": uri},
     }
     from_profile, text = profile_overrides(root, profile), (root / "params.yaml").read_text(encoding="utf-8")
     override = merge(merge(merge(from_profile, kept), here), parse_settings(settings))
+    override = merge(override, _found_from_afar(root, merge(parse_yaml(text), override)))
+    if "tasks" not in parse_settings(settings).get("model", {}):
+        override = merge(override, _learnable(merge(parse_yaml(text), override)))
     _, params = overridden(text, override)
     if params.train.join is not None:  # strings of full length from the first step on: the base can speak them
         override = merge({"train": {"join": {"curriculum_steps": 0}}}, override)
@@ -120,6 +139,36 @@ def of_voice(folder: Path, named: Path) -> dict[str, Any]:
         "train": {"init_from": named.as_posix()},
         "sampling": config["sampling"],
     }
+
+
+def registered_name(experiment: str, name: str) -> str:
+    """Under which the voice ``name`` is registered: one of its own, or it would be held against other people's."""
+    return "-".join([experiment, re.sub(r"[^\w.-]+", "-", name)])
+
+
+def _found_from_afar(root: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Absolute paths for those of the parameters ``raw`` that the workspace could not find."""
+    found: dict[str, Any] = {}
+    for key in PATHS:
+        value: Any = raw
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, str) and (root / value).exists():
+            found = merge(found, nested(key, (root / value).resolve().as_posix()))
+    return found
+
+
+def _learnable(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The tasks of the base voice that can be trained: those of mixtures only with ``encode.mixtures``."""
+    from vall_e.tasks import TASKS
+
+    tasks = raw["model"]["tasks"]
+    if raw.get("encode", {}).get("mixtures") is not None:
+        return {}
+    left = [task for task in tasks if task not in TASKS or TASKS[task].mixture is None]
+    if dropped := [task for task in tasks if task not in left]:
+        print(f"not trained without encode.mixtures: {', '.join(dropped)}", file=sys.stderr)
+    return {"model": {"tasks": left or ["tts"]}}
 
 
 def run(workspace: Path) -> None:
@@ -164,12 +213,13 @@ def _voice(root: Path, voice: str, settings: Sequence[str]) -> Path:
     return fetch(voice, TrackingConfig(**raw), root)
 
 
-def _tracking(root: Path) -> str:
-    """The project's own store, so that the runs of all voices are in one place."""
+def _tracking(root: Path) -> tuple[str, str]:
+    """The project's own store, so that the runs of all voices are in one place, and its experiment."""
     from stages.tracking import store_uri
     from vall_e.config import load_params
 
-    return store_uri(load_params(root / "params.yaml").tracking, root)
+    tracking = load_params(root / "params.yaml").tracking
+    return store_uri(tracking, root), tracking.experiment
 
 
 def _how_to_speak(out: Path, recordings: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import soundfile
 
 from pipelines import adapt
+from pipelines.profile import overridden
 from tests.training.test_run import make_project, params, run
 from vall_e.config import load_params
 from vall_e.models.checkpoint import load_config, same_codec
@@ -79,6 +81,49 @@ def test_another_base_voice_is_another_parameter_and_the_same_is_none(project: P
     with (project / "models/voice/model.safetensors").open("ab") as file:
         file.write(b"\0")
     assert (_prepare(project) / "params.yaml").read_text() != first
+
+
+def test_each_voice_is_registered_under_a_name_of_its_own(project: Path) -> None:
+    """Else Bob would be held against Anna's figures, and might take her alias."""
+    names = set()
+    for name in ("anna", "bob k."):
+        workspace = project / ".work/adapt" / name
+        adapt.prepare(project, workspace, project / "anna", "models/voice", "finetune")
+        names.add(load_params(workspace / "params.yaml").registry.name)
+    assert names == {"vall-e-anna", "vall-e-bob-k."}
+    assert load_params(_prepare(project, "registry.name=mine") / "params.yaml").registry.name == "mine"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train": {"muon_lr": 0.01}},
+        {"train": {"schedule": "wsd", "decay_share": 0.4}},
+        {"train": {"schedule": "step", "gamma": 0.9, "step_every": 10}},
+    ],
+)
+def test_what_the_projects_optimiser_needs_does_not_stand_in_the_way(project: Path, settings: dict) -> None:
+    text, _ = overridden((project / "params.yaml").read_text(), settings)
+    (project / "params.yaml").write_text(text)
+    assert load_params(_prepare(project) / "params.yaml").train.optimizer == "adamw"
+
+
+def test_a_base_that_learned_from_mixtures_needs_none(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = project / "models/voice/config.json"
+    facts = json.loads(config.read_text())
+    facts["model"]["tasks"] = ["tts", "ns", "tse"]
+    config.write_text(json.dumps(facts))
+    assert load_params(_prepare(project) / "params.yaml").model.tasks == ("tts",)
+    assert "not trained without encode.mixtures: ns, tse" in capsys.readouterr().err
+    mixtures = "encode.mixtures={noise: anna, overlap_db: [0, 5]}"
+    made = load_params(_prepare(project, mixtures) / "params.yaml")
+    assert made.model.tasks == ("tts", "ns", "tse") and made.encode.mixtures.noise == str(project / "anna")
+
+
+def test_paths_of_the_project_are_found_from_the_workspace(project: Path) -> None:
+    settings = ["similar={feature: codes, voice: models/voice}", "train.distill={voice: models/voice}"]
+    made = load_params(_prepare(project, *settings, "score.speaker_encoder=wavlm-sv") / "params.yaml")
+    assert made.similar.voice == made.train.distill.voice == str(project / "models/voice")
 
 
 def test_wrong_input_is_told(
