@@ -39,3 +39,12 @@ def stage_order(root: str | Path = ".", targets: Sequence[str] = (), *, upstream
         return order
     chosen = set(targets).union(*(nx.ancestors(graph, target) for target in targets if upstream))
     return [stage for stage in order if stage in chosen]
+
+
+def metrics_of(root: str | Path, stages: Sequence[str]) -> set[str]:
+    """The metrics files, by name without ``.json``, that the stages write."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        written = [out for stage in repo.index.stages if stage.addressing in stages for out in stage.outs]
+        return {Path(out.fs_path).stem for out in written if out.metric}

@@ -24,6 +24,7 @@ from prefect.states import Completed, State  # noqa: E402
 
 from pipelines.artifacts import FLOW_TAG  # noqa: E402
 from pipelines.command import StageFailed, run_dvc  # noqa: E402
+from pipelines.dag import metrics_of, stage_order  # noqa: E402
 from pipelines.figures import metrics_at  # noqa: E402
 from pipelines.profile import (  # noqa: E402
     committed_params,
@@ -121,6 +122,15 @@ def remove_experiments(root: Path, names: Sequence[str]) -> None:
         repo.experiments.remove(list(names))
 
 
+def figures_of(root: Path, name: str, targets: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """The figures of an experiment. Those of stages that its targets do not need are the commit's, and left out."""
+    found = metrics_at(root, name)
+    if not targets:
+        return found
+    made = metrics_of(root, stage_order(root, targets))
+    return {metric: figures for metric, figures in found.items() if metric in made}
+
+
 @flow(name="vall-e-experiment", flow_run_name="{name}", persist_result=False)
 def experiment(
     name: str,
@@ -142,7 +152,7 @@ def experiment(
         tags: for the MLflow runs of its stages.
 
     Returns:
-        the contents of ``metrics/*.json`` by name.
+        the contents of ``metrics/*.json`` by name, of the stages that the targets need.
 
     Raises:
         StageFailed: an error of DVC or of a stage.
@@ -150,7 +160,7 @@ def experiment(
     """
     logger, folder = get_run_logger(), Path(root)
     if name in experiment_names(folder):
-        found = metrics_at(folder, name)
+        found = figures_of(folder, name, targets)
         return Completed(data=found, name="Unchanged", message=f"the experiment {name} is there: DVC ran nothing")
     words = ["exp", "run", "--name", name, *(["--temp"] if temp else [])]
     for setting in settings_for_dvc(overrides_of(folder, point)):
@@ -166,7 +176,7 @@ def experiment(
             write_params(folder, before)
     if code:
         raise StageFailed(name, code, lines, speaker=r"\w+")
-    return _final_state(metrics_at(folder, name), lines)
+    return _final_state(figures_of(folder, name, targets), lines)
 
 
 def _final_state(figures: dict[str, dict[str, Any]], lines: Sequence[str]) -> State[dict[str, dict[str, Any]]]:

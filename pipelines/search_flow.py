@@ -131,7 +131,11 @@ def _try(
     state = experiment(name, point, str(root), targets, temp, timeout_seconds, tags, return_state=True)
     if not state.is_completed():
         return {"state": TrialState.FAIL}
-    return {"values": figure(state.result(), goal)}
+    try:
+        return {"values": figure(state.result(), goal)}
+    except ConfigError as error:  # of a stage that the targets do not need, or not measured
+        get_run_logger().warning("%s: %s", name, error)
+        return {"state": TrialState.FAIL}
 
 
 def _leave(study: Study, name: str, goal: str) -> None:

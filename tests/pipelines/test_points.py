@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from prefect.states import Completed
 
+from pipelines import experiment, search_flow
 from pipelines.experiment import check_points, experiment_name, overrides_of, said, varied
 from pipelines.figures import figure, metric_rows, reject_rows
 from pipelines.search import parse_space
@@ -103,6 +106,26 @@ def test_figures_and_how_they_differ():
     metrics = {"a": {"kept": 3, "rejected": {"short": 1, "loud": 0}}, "b": {"rejected": 2}}
     assert reject_rows(metrics, ["a", "b"]) == [{"stage": "a", "rule": "short", "utterances": 1, "share": "25.0%"}]
     assert table([{"a": 1, "b": None}]) == "| a | b |\n|---|---|\n| 1 |  |"
+
+
+def test_figures_of_stages_that_did_not_run_are_left_out(tiny, monkeypatch):
+    """A revision's dvc.lock has all stages: those behind the targets as they were at the commit."""
+    shown = {"a": {"loss": 1.0}, "b": {"loss": 2.0}, "c": {"wer": 0.5}}
+    monkeypatch.setattr(experiment, "metrics_at", lambda root, name: shown)
+    assert experiment.figures_of(tiny, "one", ["b"]) == {"a": {"loss": 1.0}, "b": {"loss": 2.0}}
+    assert experiment.figures_of(tiny, "one", None) == shown
+
+
+def test_a_trial_without_the_goals_figure_fails(project, monkeypatch):
+    """Else it stays RUNNING, and each start of the search meets it again."""
+    monkeypatch.setattr(search_flow, "experiment", lambda *_, **__: Completed(data={"train": {"loss": 1.0}}))
+    monkeypatch.setattr(search_flow, "get_run_logger", lambda: logging.getLogger("search"))
+
+    def told(goal):
+        return search_flow._try(project, "search-0", {"train.lr": 0.1}, goal, ["train"], False, None, "search")
+
+    assert told("train.loss") == {"values": 1.0}
+    assert told("wer")["state"].name == "FAIL"
 
 
 def test_an_experiments_copy_has_the_projects_store(tmp_path, monkeypatch):
