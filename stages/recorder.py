@@ -98,8 +98,8 @@ class Recorder:
     def read(self, path: str, digest: str) -> None:
         self._send("read", path, digest)
 
-    def wrote(self, path: str, digest: str) -> None:
-        self._send("wrote", path, digest)
+    def wrote(self, path: str, digest: str, dvc_hash: str) -> None:
+        self._send("wrote", path, digest, dvc_hash)
 
     def trained(self, name: str) -> None:
         self._send("trained", name)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.lineage import dvc_hash
 from stages.recorder import Recorder, TrackingError
 from stages.refusal import FAILED, REFUSED, is_refusal
 from vall_e.config import Params, load_params
@@ -137,7 +138,7 @@ def execute(stage: Stage, params: Params) -> dict[str, Any]:
         figures["seconds"] = round(time.time() - context.started, 2)
         for path in stage.writes:
             replace_folder(_building(Path(path)), Path(path))
-            run.wrote(path, digest_of(path))
+            run.wrote(path, digest_of(path), dvc_hash(path))
         write_json(ROOT / "metrics" / f"{stage.name}.json", figures)
         run.metrics(figures)
         run.artifact(ROOT / "metrics" / f"{stage.name}.json")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages import tracking
 from stages.compare import as_csv, as_table, differences, row_of
-from stages.lineage import INPUT, MODEL, ancestors, tagged, trainings_of
+from stages.lineage import INPUT, MODEL, ancestors, runs_of_commit, tagged, trainings_of
 from vall_e.config import ConfigError, TrackingConfig, load_params
 from vall_e.usage import UsageError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-NAMED = "the first characters of a run's id, NAME@champion, or NAME/VERSION of a registered model"
+NAMED = "the first characters of a run's id, NAME@champion, NAME/VERSION of a registered model, or a git commit"
 _DIGEST = 12  # characters of a digest for people
 
 
@@ -132,12 +132,15 @@ def find_run(client: MlflowClient, experiments: Sequence[str], name: str) -> Run
             return client.get_run(client.get_model_version(*name.rsplit("/", 1)).run_id)
     except MlflowException as error:
         raise UsageError(f"{name}: {error.message}") from None
-    if not re.fullmatch(r"[0-9a-f]{4,32}", name):
-        raise UsageError(f"{name!r} names no run: give {NAMED}")
-    found: list[Any] = list(client.search_runs(list(experiments), f"attributes.run_id LIKE '{name}%'", max_results=5))
-    if len(found) != 1:
-        remedy = "several runs begin so: give more of the id" if found else "no run begins so (`vall-e runs list`)"
-        raise UsageError(f"{name}: {remedy}")
+    found: list[Any] = []
+    if re.fullmatch(r"[0-9a-f]{4,32}", name):
+        found = list(client.search_runs(list(experiments), f"attributes.run_id LIKE '{name}%'", max_results=5))
+    found = found or runs_of_commit(client, experiments, Path("."), name)
+    if not found:
+        raise UsageError(f"{name!r} names no run: give {NAMED} (`vall-e runs list`)")
+    if len(found) > 1:
+        several = ", ".join(f"{run.info.run_id[:_DIGEST]} ({run.info.run_name})" for run in found)
+        raise UsageError(f"{name}: several runs are meant, name one of {several}")
     return found[0]
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
-from stages.lineage import INPUT, MADE_BY, OUTPUT, TRAINED, ancestors, find_maker
+from stages.lineage import DVC_HASH, INPUT, MADE_BY, OUTPUT, TRAINED, ancestors, find_maker
 from stages.origin import POINT_TAG, git_state, origin_tags, records_root
 from vall_e.config import TrackingConfig
 
@@ -183,9 +183,9 @@ class Run:
         if maker := find_maker(self.client, self._experiments, path, digest):
             self.tags({f"{MADE_BY}{path}": maker})
 
-    def wrote(self, path: str, digest: str) -> None:
-        """Record what the stage made: the tag by which later runs find this one."""
-        self.tags({f"{OUTPUT}{path}": digest})
+    def wrote(self, path: str, digest: str, dvc_hash: str) -> None:
+        """Record what the stage made: the tags by which later runs and ``dvc.lock`` find this one."""
+        self.tags({f"{OUTPUT}{path}": digest, f"{DVC_HASH}{path}": dvc_hash})
 
     def trained(self, name: str) -> None:
         """Say on every data run before this one that a model was trained on its data; ``name`` is for people."""

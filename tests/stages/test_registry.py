@@ -171,7 +171,7 @@ def test_a_request_that_cannot_be_spoken_is_the_askers_mistake_and_says_why(load
 
 def test_from_a_model_to_its_data_and_back(root, voices, prompt):
     made = tracking.start(CONFIG, root, "encode", "demo", "data")
-    made.wrote("data/encode", "f0" * 32)
+    made.wrote("data/encode", "f0" * 32, "f0.dir")
     made.close()
     run = tracking.start(CONFIG, root, "train", "demo")
     run.read("data/encode", "f0" * 32)

@@ -36,7 +36,7 @@ class _Record:
     def read(self, path, digest):
         self.told[f"read {path}"] = digest
 
-    def wrote(self, path, digest):
+    def wrote(self, path, digest, dvc_hash):
         self.told[f"wrote {path}"] = digest
 
     def tags(self, values, parent=False):

@@ -6,13 +6,15 @@ import csv
 import io
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from stages import tracking
+from stages import runs, tracking
 from vall_e.cli import main
 from vall_e.config import TrackingConfig
+from vall_e.usage import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def store(tmp_path_factory) -> tuple[Path, list[str]]:
     (root / "params.yaml").write_text("profile: tiny\n")
     config, ids = TrackingConfig(), []
     data = tracking.start(config, root, "encode", "tiny", "data")
-    data.wrote("data/encode", "ab" * 32)
+    data.wrote("data/encode", "ab" * 32, "ab.dir")
     data.close()
     for number, (kind, wer) in enumerate((("ar-depth", 0.25), ("nar-len", None), ("ar", 0.1))):
         run = tracking.start(config, root, "train", "tiny", started=1e9 + number)
@@ -84,11 +86,34 @@ def test_a_run_shows_its_data_and_data_shows_its_trainings(call, store):
     assert all(f"trained   {run_id}" in shown for run_id in (first, second, third))
 
 
+def test_a_commit_leads_to_the_training_that_made_its_voice(call, store, monkeypatch):
+    """A commit is made after the run, which knows only the one before: what both know is DVC's hash of the voice."""
+    root, (first, second, third, _) = store
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@localhost"]
+
+    def commit(text: str) -> str:
+        Path("dvc.lock").write_text(text)
+        for words in (["init", "-q", "."], ["add", "dvc.lock"], ["commit", "-qm", "one"]):
+            subprocess.run([*git, *words], check=True, cwd=root)
+        return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()
+
+    client, _ = tracking.open_store(TrackingConfig(), root)
+    tracking.Run(client, second).wrote("models/voice", "cd" * 32, "ef.dir")
+    before = commit("schema: '2.0'\n")
+    client.set_tag(first, "mlflow.source.git.commit", before)
+    after = commit("stages:\n  train:\n    outs:\n    - {path: models/voice, hash: md5, md5: ef.dir}\n")
+    assert call("show", after).startswith(second) and call("show", "HEAD").startswith(second)
+    assert call("show", before[:12]).startswith(first)
+    client.set_tag(third, "mlflow.source.git.commit", before)
+    with pytest.raises(UsageError, match=f"several runs are meant, name one of {third[:12]}.*{first[:12]}"):
+        runs.main(["show", before])
+
+
 @pytest.mark.parametrize(
     "arguments, why",
     [
         (("compare", "zzzz"), "'zzzz' names no run"),
-        (("compare", "0000"), "0000: no run begins so"),
+        (("compare", "0000"), "'0000' names no run"),
         (("show", "nobody@champion"), "nobody@champion: "),
         (("list", "--last", "0"), "--last 0: at least one"),
     ],

@@ -88,7 +88,7 @@ def test_a_chain_of_stages_is_linked_and_the_training_run_is_the_parent(root, tm
     figures.write_text("{}")
     encode = tracking.start(config, root, "encode", "demo", "data")
     encode.params({"encode": {"speeds": [0.9], "trim_db": None}})
-    encode.wrote("data/encode", digest)
+    encode.wrote("data/encode", digest, "d1.dir")
     encode.close()
     train = tracking.start(config, root, "train", "demo")
     train.read("data/encode", digest)
@@ -139,7 +139,7 @@ def test_the_recorder_records_from_a_process_of_its_own(root, tmp_path, project_
     with Recorder(config, root, "train", "demo") as run:
         run.params({"train": {"lr": 0.1}})
         run.log(3, {"loss": 1.5})
-        run.wrote("models/voice", "e" * 64)
+        run.wrote("models/voice", "e" * 64, "e.dir")
         known = run.id
     with pytest.raises(KeyboardInterrupt), Recorder(config, root, "train", "demo"):
         raise KeyboardInterrupt
