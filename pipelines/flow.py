@@ -1,7 +1,7 @@
 """The Prefect flow: DVC's stages in DVC's order, one task each, with retries, a timeout, log lines and a report.
 
 DVC decides what has to run and holds the only cache (``dvc repro --single-item STAGE``; Prefect's caching is off). One
-run at a time per workspace: a second one is refused.
+run at a time per workspace: a second one is refused, or waits.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def pipeline(
     retries: int = 1,
     stage_retries: dict[str, int] | None = None,
     track: bool = True,
+    wait_seconds: float = 0.0,
 ) -> list[StageResult]:
     """Run the stages that ``targets`` need, all by default. The message of the final state says what ran.
 
@@ -116,15 +117,16 @@ def pipeline(
         retries: how often a stage that crashed or failed is started again; one that refused its input is not.
         stage_retries: the same for stages by name.
         track: record skipped stages in MLflow.
+        wait_seconds: how long to wait for another run that holds the workspace.
 
     Raises:
-        WorkspaceBusy: another run holds the workspace.
+        WorkspaceBusy: another run holds the workspace, and held it for ``wait_seconds``.
         ConfigError: an unknown stage, profile, key or value; nothing has been written.
         StageFailed: a stage ended with an error; the stages after it did not run.
     """
     folder, tags = Path(root), {FLOW_TAG: flow_run.id}
     timeouts, tries = stage_timeouts or {}, stage_retries or {}
-    with workspace_lock(root):
+    with workspace_lock(root, wait_seconds):
         _check_names(root, [*timeouts, *tries])
         if profile or settings:
             use_profile(folder, profile, settings or ())

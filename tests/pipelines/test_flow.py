@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from pipelines.command import StageFailed
 from pipelines.flow import pipeline
 from pipelines.process import StepTimeout
 from pipelines.workspace import WorkspaceBusy
-from vall_e.config import ConfigError
+from vall_e.config import ConfigError, read_yaml
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,3 +128,20 @@ def test_a_second_run_in_the_same_workspace_is_refused(tiny):
     (tiny / ".work").mkdir()
     with FileLock(tiny / ".work" / "pipeline.lock"), pytest.raises(WorkspaceBusy, match="another run holds"):
         pipeline(track=False)
+
+
+def test_a_run_may_wait_for_the_one_before_it(tiny):
+    (tiny / ".work").mkdir()
+    other = FileLock(tiny / ".work" / "pipeline.lock", thread_local=False)
+    other.acquire()
+    freed = threading.Timer(1.5, other.release)
+    freed.start()
+    assert _ran(pipeline(["a"], track=False, wait_seconds=60)) == {"a": True}
+    assert freed.finished.is_set()
+
+
+def test_the_nightly_run_depends_on_nothing_that_another_left(project_root):
+    nightly = read_yaml(project_root / "prefect.yaml")["deployments"][0]
+    asked = nightly["parameters"]
+    assert nightly["name"] == "nightly" and asked["profile"] == "demo" and asked["wait_seconds"] > 3600
+    assert set(asked) <= set(inspect.signature(pipeline.fn).parameters)
