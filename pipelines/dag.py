@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vall_e.config import ConfigError
+
+if TYPE_CHECKING:
+    from dvc.stage import Stage
 
 
 def stage_order(root: str | Path = ".", targets: Sequence[str] = (), *, upstream: bool = True) -> list[str]:
@@ -27,9 +32,9 @@ def stage_order(root: str | Path = ".", targets: Sequence[str] = (), *, upstream
         with Repo(str(root)) as repo:
             graph = nx.DiGraph()
             for stage in repo.index.graph.nodes:
-                graph.add_node(stage.addressing)
+                graph.add_node(_address(stage, root))
             for stage, dependency in repo.index.graph.edges:
-                graph.add_edge(dependency.addressing, stage.addressing)
+                graph.add_edge(_address(dependency, root), _address(stage, root))
     except DvcException as error:
         raise ConfigError(f"{Path(root).resolve()}: DVC cannot read the pipeline: {error}") from None
     if unknown := sorted(set(targets) - set(graph)):
@@ -46,5 +51,11 @@ def metrics_of(root: str | Path, stages: Sequence[str]) -> set[str]:
     from dvc.repo import Repo
 
     with Repo(str(root)) as repo:
-        written = [out for stage in repo.index.stages if stage.addressing in stages for out in stage.outs]
+        written = [out for stage in repo.index.stages if _address(stage, root) in stages for out in stage.outs]
         return {Path(out.fs_path).stem for out in written if out.metric}
+
+
+def _address(stage: Stage, root: str | Path) -> str:
+    """What DVC calls a stage in the folder ``root``, wherever this process is."""
+    file, name = os.path.relpath(stage.path, root), getattr(stage, "name", None)
+    return file if name is None else name if file == "dvc.yaml" else f"{file}:{name}"

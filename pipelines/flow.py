@@ -69,17 +69,17 @@ def run_stage(
         raise StageFailed(stage, code, lines)
     ran = any(line.startswith("Running stage") for line in lines)
     if not ran and tags is not None:
-        _record_cached(stage, tags)
+        _record_cached(stage, Path(root), tags)
     return StageResult(stage, ran)
 
 
-def _record_cached(stage: str, tags: Mapping[str, str]) -> None:
+def _record_cached(stage: str, root: Path, tags: Mapping[str, str]) -> None:
     """Leave a trace of the skipped stage in MLflow, through the stage's own module."""
     from importlib import import_module
 
     from stages.runner import record_cached
 
-    record_cached(import_module(f"stages.{stage}").STAGE, load_params(), tags)
+    record_cached(import_module(f"stages.{stage}").STAGE, load_params(root / "params.yaml"), tags, root)
 
 
 def _run_name() -> str:

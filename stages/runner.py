@@ -165,14 +165,18 @@ def training_run_of(stage: Stage) -> str | None:
     return None
 
 
-def record_cached(stage: Stage, params: Params, origin: Mapping[str, str]) -> str:
-    """Record in MLflow, with the tags ``origin``, that DVC found the stage unchanged. Returns the run's id."""
+def record_cached(stage: Stage, params: Params, origin: Mapping[str, str], root: Path = ROOT) -> str:
+    """Record in MLflow, with the tags ``origin``, that DVC found the stage of the project in ``root`` unchanged.
+
+    Returns:
+        the run's id.
+    """
     from stages import tracking
 
-    metrics_file = ROOT / "metrics" / f"{stage.name}.json"
+    metrics_file = root / "metrics" / f"{stage.name}.json"
     figures = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else {}
-    outputs = {path: digest_of(path) for path in stage.writes if Path(path).exists()}
-    where = (params.tracking, ROOT, stage.name, params.profile)
+    outputs = {path: digest_of(root / path) for path in stage.writes if (root / path).exists()}
+    where = (params.tracking, root, stage.name, params.profile)
     return tracking.record_cached(*where, figures, outputs, stage.purpose, origin)
 
 

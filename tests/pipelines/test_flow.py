@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -128,6 +129,40 @@ def test_a_second_run_in_the_same_workspace_is_refused(tiny):
     (tiny / ".work").mkdir()
     with FileLock(tiny / ".work" / "pipeline.lock"), pytest.raises(WorkspaceBusy, match="another run holds"):
         pipeline(track=False)
+
+
+_RECORDED = """\
+import json, pathlib
+from stages.recorder import Recorder
+from vall_e.config import load_params
+params = load_params()
+with Recorder(params.tracking, pathlib.Path("."), "ingest", params.profile, "data") as run:
+    run.params({"ingest": {"layout": params.ingest.layout}})
+for name in ("data/ingest", "metrics"):
+    pathlib.Path(name).mkdir(parents=True, exist_ok=True)
+pathlib.Path("data/ingest/rows").write_text("rows")
+pathlib.Path("metrics/ingest.json").write_text(json.dumps({"kept": 7}))
+"""
+
+
+def test_a_run_leaves_its_records_wherever_it_was_started(tiny, tmp_path_factory, project_root, monkeypatch):
+    """The project is in ``root``; the folder that the flow was started in holds none."""
+    (tiny / "stage.py").write_text(_RECORDED)
+    (tiny / "params.yaml").write_text((project_root / "params.yaml").read_text())
+    stage = {"cmd": f"{sys.executable} stage.py", "deps": ["stage.py"], "outs": ["data/ingest"]}
+    (tiny / "dvc.yaml").write_text(json.dumps({"stages": {"ingest": stage | {"metrics": ["metrics/ingest.json"]}}}))
+    monkeypatch.setenv("PYTHONPATH", str(project_root))
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    for ran, status in ((True, "FINISHED"), (False, "CACHED")):
+        assert _ran(pipeline(root=str(tiny))) == {"ingest": ran}
+        (row,) = json.loads(_newest_artifact("mlflow-runs"))
+        assert (row["stage"], row["status"]) == ("ingest", status)
+        assert row["page"].startswith("http://127.0.0.1:5000/#/experiments/")
+    assert "http://127.0.0.1:5000/#/experiments/" in _newest_artifact("mlflow")
+    with sqlite3.connect(tiny / "mlflow.db") as store:
+        assert store.execute("select value from metrics where key = 'kept'").fetchall() == [(7.0,)]
+        assert ("demo",) in store.execute("select value from tags where key = 'profile'").fetchall()
+    assert not list(Path.cwd().rglob("*.db"))
 
 
 def test_a_run_may_wait_for_the_one_before_it(tiny):
