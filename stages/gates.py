@@ -9,7 +9,7 @@ from typing import Any
 
 from vall_e.registry import GatesConfig
 
-Figure = Mapping[str, float]  # value, low, high: of the 95 % interval
+Figure = Mapping[str, float | None]  # value, and low and high of the 95 % interval; None of too few utterances
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,21 @@ def _compared(mine: Figure | None, theirs: Figure | None, allowed: float) -> Ver
 
     Being within the noise is not enough: a row of champions, each a little worse than the one before, would go down for
     ever. What is said has the 95 % interval of the difference. The two were measured apart, so the half widths of their
-    intervals add as those of independent normal variables.
+    intervals add as those of independent normal variables; of too few utterances there is none.
     """
     if mine is None or theirs is None:
-        return Verdict("max_worse", False, f"WER of {'this model' if mine is None else 'the champion'} is not known")
+        remedy = (
+            "evaluate it"
+            if mine is None
+            else (
+                "move the alias champion to a version with figures, delete it, or set registry.gates.max_worse to null"
+            )
+        )
+        said = f"WER of {'this model' if mine is None else 'the champion'} is not known: {remedy}"
+        return Verdict("max_worse", False, said)
     worse = mine["value"] - theirs["value"]
-    margin = hypot(*((figure["high"] - figure["low"]) / 2 for figure in (mine, theirs)))
-    said = f"WER {mine['value']:.4g}, the champion's {theirs['value']:.4g}: {worse:+.4g} ± {margin:.4g}"
+    said = f"WER {mine['value']:.4g}, the champion's {theirs['value']:.4g}: {worse:+.4g}"
+    if all(figure["low"] is not None for figure in (mine, theirs)):
+        margin = hypot(*((figure["high"] - figure["low"]) / 2 for figure in (mine, theirs)))
+        said += f" ± {margin:.4g}"
     return Verdict("max_worse", worse <= allowed, f"{said} (allowed: {allowed:g})")

@@ -75,6 +75,8 @@ def result(
         "hypothesis": hypothesis,
         "word_errors": found.errors,
         "word_count": found.count,
+        "word_edits": found.errors + 2,
+        "char_edits": found.errors,
         "char_errors": found.errors,
         "char_count": 4 * found.count,
         "phone_errors": found.errors,

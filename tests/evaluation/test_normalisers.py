@@ -36,6 +36,14 @@ def test_languages_without_spaces_are_compared_by_character_and_others_by_the_ba
     assert errors("whisper", "Wie geht's? (laut)", "wie geht s", "de") == 0
 
 
+def test_ours_compares_letters_there_too() -> None:
+    spoken = Normaliser("spoken")
+    assert spoken.words("今天。", "今天 GPT", "zh")[1] == ["今", "天", "g", "p", "t"]
+    assert spoken.words("สวัสดี", "สวัสดี", "th")[0] == ["ส", "วั", "ส", "ดี"]
+    assert spoken.words("二三", "23", "cmn") == (["二", "三"], ["二", "三"])
+    assert spoken.words("two words", "two words", "en-us")[0] == ["two", "words"]
+
+
 def test_spellings_are_read_from_a_tokenizers_file(tmp_path: Path) -> None:
     path = tmp_path / "normalizer.json"
     path.write_text(json.dumps({"colour": "color"}))

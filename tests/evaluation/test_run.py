@@ -21,8 +21,8 @@ from vall_e import audio
 from vall_e.config import parse_params
 from vall_e.corpus.schema import RESULTS, SCORES, read_rows
 from vall_e.corpus.work import WorkFolder, code_of
-from vall_e.evaluation.normalisers import read_hypothesis
-from vall_e.evaluation.run import CODE, evaluate, summarise
+from vall_e.evaluation.normalisers import Normaliser, read_hypothesis
+from vall_e.evaluation.run import CODE, _count_all, evaluate, summarise
 from vall_e.evaluation.score import score, speaker_centroids, spread
 from vall_e.evaluation.speaking import KINDS
 from vall_e.preparation import EncodeConfig
@@ -173,6 +173,23 @@ def test_unfinished_work_is_keyed_by_all_code_that_makes_it() -> None:
     assert [file for file in sorted(code) if not any(file == k or file.startswith(f"{k}/") for k in keyed)] == []
 
 
+def test_a_looping_recogniser_is_capped_beside_the_uncapped_rate() -> None:
+    said = [{"id": "a", "text": "one two", "written": "one two"}]
+    _count_all(said, ["one two one two one two one two"], {"a": "en-us"}, Normaliser("spoken"))
+    (row,) = said
+    assert (row["word_errors"], row["word_edits"], row["word_count"]) == (2, 6, 2)
+    assert (row["char_errors"], row["char_edits"], row["char_count"]) == (7, 24, 7)
+
+
+def test_letters_are_the_words_of_a_language_without_spaces() -> None:
+    said = [{"id": "a", "text": "你好，世界。", "written": "你好，世界。"}]
+    _count_all(said, ["你好世间"], {"a": "cmn"}, Normaliser("spoken"))
+    (row,) = said
+    assert (row["word_errors"], row["word_count"]) == (row["char_errors"], row["char_count"]) == (1, 4)
+    assert (row["reference"], row["hypothesis"]) == ("你 好 世 界", "你 好 世 间")
+    assert 0 < row["phone_errors"] < row["phone_count"]
+
+
 def test_a_hypothesis_in_figures_is_read_the_nearer_way() -> None:
     assert read_hypothesis("739.", "en-us", ["seven", "three", "nine"]) == ["seven", "three", "nine"]
     assert read_hypothesis("12 books", "en-us", ["twelve", "books"]) == ["twelve", "books"]
@@ -182,7 +199,11 @@ def test_the_difference_to_the_codec_is_paired() -> None:
     rows = []
     for i in range(40):
         for kind, errors in (("model", i % 3 + 1), ("resynthesis", i % 3), ("recording", 0)):
-            counts = {f"{u}_{w}": n for u in ("word", "char", "phone") for w, n in (("errors", errors), ("count", 4))}
+            counts = {
+                f"{u}_{w}": n
+                for u in ("word", "char", "phone")
+                for w, n in (("errors", errors), ("count", 4), ("edits", 2 * errors))
+            }
             rows.append(
                 {
                     "id": str(i),
@@ -198,6 +219,7 @@ def test_the_difference_to_the_codec_is_paired() -> None:
             )
     found = summarise(rows, 200, 0)
     assert found["wer_over_codec"] == {"value": 0.25, "low": 0.25, "high": 0.25}
+    assert found["wer_uncapped"]["model"]["value"] == 2 * found["wer"]["model"]["value"]
     assert found["wer"]["model"]["low"] < found["wer"]["model"]["value"]
     assert "unseen_speakers" not in found
     assert found["seen_texts"]["utterances"] == found["unseen_texts"]["utterances"] == 20

@@ -59,6 +59,14 @@ def test_the_difference_to_the_champion_is_said_with_its_interval():
     assert verdict.said == "WER 0.26, the champion's 0.2: +0.06 ± 0.05 (allowed: 0)"
 
 
+def test_a_champion_without_figures_and_too_few_utterances_are_said_with_what_to_do():
+    gates = GatesConfig(**(OFF | {"max_worse": 0.0}))
+    (verdict,) = judge(gates, {"wer": figure(0.2)}, {})
+    assert not verdict.passed and "move the alias champion" in verdict.said and "max_worse" in verdict.said
+    few = {"wer": {"value": 0.2, "low": None, "high": None}}
+    assert judge(gates, few, few)[0].said == "WER 0.2, the champion's 0.2: +0 (allowed: 0)"
+
+
 def test_figures_are_the_models_own_and_unmeasured_ones_are_left_out():
     evaluate = {"wer": {"model": figure(0.2), "recording": figure(0.0)}, "kept": 3}
     score = {"similarity": {"model": figure(0.7)}, "dnsmos": {"model": None}}

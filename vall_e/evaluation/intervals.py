@@ -10,18 +10,19 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+FEWEST = 5  # utterances that say something about the spread of others
 _BLOCK = 4_000_000  # indices drawn at a time, to keep memory flat for large test sets
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the bounds of its interval: ``low`` <= ``high``."""
+    """A figure with the bounds of its interval: ``low`` <= ``high``; None of fewer than ``FEWEST`` utterances."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | None]:
         return asdict(self)
 
 
@@ -49,6 +50,9 @@ def bootstrap_ratio(
         raise ValueError(f"numerators {top.shape} and denominators {bottom.shape} must be two lists of one length")
     if not top.size or bottom.sum() <= 0:
         raise ValueError("an interval needs at least one utterance with a non-empty reference")
+    value = float(top.sum() / bottom.sum())
+    if np.count_nonzero(bottom) < FEWEST:
+        return Interval(value, None, None)
     rng = np.random.default_rng(seed)
     ratios = []
     for start in range(0, resamples, max(1, _BLOCK // top.size)):
@@ -58,7 +62,7 @@ def bootstrap_ratio(
         # A resample of nothing but empty references says nothing about the ratio.
         ratios.append(top[drawn].sum(axis=1)[below > 0] / below[below > 0])
     low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(top.sum() / bottom.sum()), float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 def bootstrap_mean(

@@ -6,6 +6,7 @@ A rate without its normaliser's name means little: "It's 5 pm" against "its five
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,8 @@ from vall_e.text.normalize import base_language, words_for_scoring
 _LETTERS = ("cmn", "zh", "yue", "ja", "th", "lo", "my", "km")
 ABOUT = {
     "spoken": "the normaliser of training texts: lower case, numbers and signs as words of the language, "
-    "no apostrophes; digits that the recogniser wrote are read the way that is nearer to the text",
+    "no apostrophes; digits that the recogniser wrote are read the way that is nearer to the text; letters are the "
+    "words of languages without spaces",
     "whisper": "Whisper's English normaliser (contractions and titles in full, numbers as digits, fillers dropped), "
     "for other languages its basic one (2212.04356, appendix C)",
     "none": "as written, split at spaces: case and punctuation count",
@@ -46,6 +48,10 @@ class Normaliser:
         if self._spellings is not None:
             _spellings(self._spellings)
 
+    def splits(self, language: str) -> bool:
+        """Whether letters are compared in place of words, for the language puts no spaces between words."""
+        return self.name != "none" and base_language(language) in _LETTERS
+
     def words(self, written: str, heard: str, language: str) -> tuple[list[str], list[str]]:
         """The words of the reference and of the hypothesis.
 
@@ -60,7 +66,8 @@ class Normaliser:
             rule = _whisper(base_language(language), self._spellings)
             return rule(written).split(), rule(heard).split()
         reference = words_for_scoring(written, language)
-        return reference, read_hypothesis(heard, language, reference)
+        words = read_hypothesis(heard, language, reference)
+        return (_letters(reference), _letters(words)) if self.splits(language) else (reference, words)
 
 
 def read_hypothesis(text: str, language: str, reference: list[str]) -> list[str]:
@@ -73,7 +80,19 @@ def read_hypothesis(text: str, language: str, reference: list[str]) -> list[str]
     if not any(c.isdigit() for c in text):
         return words
     apart = words_for_scoring(text, language, digits_apart=True)
-    return min((words, apart), key=lambda reading: word_errors(reference, reading).errors)
+    split = _letters if base_language(language) in _LETTERS else list
+    return min((words, apart), key=lambda reading: word_errors(split(reference), split(reading)).errors)
+
+
+def _letters(words: list[str]) -> list[str]:
+    """Every letter apart, with the marks that belong to it."""
+    letters: list[str] = []
+    for letter in "".join(words):
+        if letters and unicodedata.category(letter).startswith("M"):
+            letters[-1] += letter
+        else:
+            letters.append(letter)
+    return letters
 
 
 @cache

@@ -90,9 +90,7 @@ def _bars(
         places = [i + (offset - 1) * width for i, name in enumerate(groups) if groups[name].get(kind)]
         found = [groups[name][kind] for name in groups if groups[name].get(kind)]
         values = np.array([f["value"] for f in found]) * scale
-        spread = (
-            np.abs(np.array([[f["value"] - f["low"], f["high"] - f["value"]] for f in found]).reshape(-1, 2).T) * scale
-        )
+        spread = _spread(found) * scale
         axis.bar(
             places,
             values,
@@ -105,7 +103,7 @@ def _bars(
         for place, value, high in zip(places, values, values + spread[1] if found else [], strict=True):
             axis.annotate(
                 f"{value:.{digits}f}",
-                (place, max(value, high)),
+                (place, np.fmax(value, high)),
                 (0, 4),
                 textcoords="offset points",
                 ha="center",
@@ -118,6 +116,13 @@ def _bars(
     axis.grid(axis="y")
     axis.spines["left"].set_visible(False)
     axis.margins(x=0.04, y=0.16)
+
+
+def _spread(found: Sequence[Interval]) -> np.ndarray:
+    """Below and above each figure, [2, figures]; NaN, which is not drawn, where there is no interval."""
+    ends = [[abs(f["value"] - f["low"]), abs(f["high"] - f["value"])] if f["low"] is not None else [np.nan] * 2
+            for f in found]  # fmt: skip
+    return np.array(ends).reshape(-1, 2).T
 
 
 def headline(metrics: Mapping[str, Mapping[str, Interval | None]], path: Path) -> list[str]:
@@ -158,10 +163,7 @@ def by_length(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
             points = [(i, row[kind]) for i, row in enumerate(rows) if row.get(kind)]
             x = np.array([i for i, _ in points]) + (offset - 1) * 0.09
             value = np.array([f["value"] for _, f in points]) * 100
-            spread = (
-                np.abs(np.array([[f["value"] - f["low"], f["high"] - f["value"]] for _, f in points]).reshape(-1, 2).T)
-                * 100
-            )
+            spread = _spread([f for _, f in points]) * 100
             axis.errorbar(
                 x,
                 value,

@@ -27,6 +27,7 @@ from vall_e.config import Params
 from vall_e.corpus.schema import RESULTS, SCORES, UTTERANCES, read_rows, read_table
 from vall_e.corpus.work import write_text
 from vall_e.evaluation import plots
+from vall_e.evaluation.intervals import FEWEST
 from vall_e.evaluation.normalisers import ABOUT
 from vall_e.evaluation.prosody import draw_prosody
 from vall_e.evaluation.speaking import KINDS
@@ -92,6 +93,7 @@ def build_report(
         "examples": examples,
         "items": items,
         "items_shown": _UTTERANCE_ROWS,
+        "fewest": FEWEST,
         "speakers": speakers,
         "speakers_shown": _SPEAKER_ROWS,
         "tables": write_tables(items, speakers, out_dir / "tables"),
@@ -138,10 +140,14 @@ def corpus_facts(root: Path) -> dict[str, Any]:
 
 
 def _copy_audio(item: dict, index: int, source: Path, out_dir: Path) -> None:
-    """Copies the item's waves under names of ours and notes file, waveform picture and duration in the item."""
+    """Copies the item's waves under names of ours and notes file, waveform picture and duration in the item; None for
+    a wave that is not there."""
     item["players"] = {}
     for kind in ("prompt", *item["kinds"]):
         file = source / (item["prompt"] if kind == "prompt" else item["kinds"][kind]["audio"])
+        if not file.is_file():
+            item["players"][kind] = None
+            continue
         name = f"audio/{index:02d}-{kind}.wav"
         (out_dir / "audio").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out_dir / name)

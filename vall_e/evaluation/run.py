@@ -22,16 +22,17 @@ from vall_e import audio
 from vall_e.config import Params
 from vall_e.corpus.schema import RESULTS, write_table
 from vall_e.corpus.work import WorkFolder, write_text
-from vall_e.evaluation.error_rates import Errors, char_errors, phone_errors, word_errors
+from vall_e.evaluation.error_rates import Errors, align, char_errors, phone_errors, word_errors
 from vall_e.evaluation.intervals import bootstrap_ratio
 from vall_e.evaluation.lists import plan_list
-from vall_e.evaluation.normalisers import Normaliser
+from vall_e.evaluation.normalisers import Normaliser, read_hypothesis
 from vall_e.evaluation.speaking import KINDS, make_waves
 from vall_e.evaluation.testset import plan_items
-from vall_e.text.normalize import normalize
+from vall_e.text.normalize import normalize, words_for_scoring
 from vall_e.text.phonemes import phonemize
 
 RATES = {"wer": "word", "cer": "char", "per": "phone"}
+UNCAPPED = {"wer_uncapped": "word", "cer_uncapped": "char"}  # insertions count without end, as in the literature
 # What a model may have met in training, apart: name → column and its value.
 GROUPS = {
     "seen_speakers": ("seen_speaker", True),
@@ -91,8 +92,9 @@ def evaluate(
         work: keeps finished batches of waves and of what was heard, for the next run should this one be killed.
 
     Returns:
-        ``wer``, ``cer``, ``per`` {kind: {value, low, high}}; ``wer_over_codec`` (model minus resynthesis, paired);
-        for each of ``GROUPS`` that there is its own ``wer``; ``real_time_factor``; ``peak_mb``; ``normaliser``; counts.
+        ``wer``, ``cer``, ``per``, ``wer_uncapped``, ``cer_uncapped`` {kind: {value, low, high}}; ``wer_over_codec``
+        (model minus resynthesis, paired); for each of ``GROUPS`` that there is its own ``wer``; ``real_time_factor``;
+        ``peak_mb``; ``normaliser``; counts.
 
     Raises:
         TestSetError: the corpus leaves nothing to test on, or ``evaluate.testset`` is broken.
@@ -151,9 +153,8 @@ def _listen(
 def _count_all(
     results: Sequence[dict[str, Any]], heard: Sequence[str], languages: Mapping[str, str], normaliser: Normaliser
 ) -> None:
-    """Adds hypothesis and error counts to every row. Phones are compared as the house says the words, whatever the
-    normaliser: a phone of a digit that Whisper's wrote would be another one."""
-    spoken = Normaliser("spoken")
+    """Adds hypothesis and error counts to every row, ``UNIT_edits`` without a cap. Phones are compared as the house
+    says the words, whatever the normaliser: a phone of a digit that Whisper's wrote would be another one."""
     said: list[str] = []
     for row, text in zip(results, heard, strict=True):
         language = languages[row["id"]]
@@ -161,8 +162,10 @@ def _count_all(
         reference, words = normaliser.words(given, text, language)
         row |= {"heard": text, "reference": " ".join(reference), "hypothesis": " ".join(words)}
         _count(row, "word", word_errors(reference, words))
-        _count(row, "char", char_errors(reference, words))
-        said.append(" ".join(words if normaliser.name == "spoken" else spoken.words(row["text"], text, language)[1]))
+        letters = ["".join(side) if normaliser.splits(language) else " ".join(side) for side in (reference, words)]
+        _count(row, "char", char_errors(*([side] for side in letters)))
+        row |= {"word_edits": _edits(reference, words), "char_edits": _edits(*letters)}
+        said.append(" ".join(read_hypothesis(text, language, words_for_scoring(row["text"], language))))
     for language in sorted(set(languages.values())):
         part = [i for i, row in enumerate(results) if languages[row["id"]] == language]
         references = phonemize([normalize(results[i]["text"], language) for i in part], language, with_stress=False)
@@ -175,19 +178,33 @@ def _count(row: dict[str, Any], unit: str, found: Errors) -> None:
     row[f"{unit}_errors"], row[f"{unit}_count"] = found.errors, found.count
 
 
-def rate_of(rows: Sequence[Mapping[str, Any]], unit: str, resamples: int, seed: int) -> dict[str, float] | None:
-    """Corpus-level error rate of ``unit`` (word, char, phone) with its interval; None where nothing was to be said."""
+def _edits(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
+    return sum(step.kind != "equal" for step in align(reference, hypothesis))
+
+
+def rate_of(
+    rows: Sequence[Mapping[str, Any]], unit: str, resamples: int, seed: int, of: str = "errors"
+) -> dict[str, float | None] | None:
+    """Corpus-level error rate of ``unit`` (word, char, phone) with its interval; None where nothing was to be said.
+
+    Args:
+        of: ``errors``, or ``edits`` for the rate without a cap.
+    """
     counts = [row[f"{unit}_count"] for row in rows]
     if not sum(counts):
         return None
-    return bootstrap_ratio([row[f"{unit}_errors"] for row in rows], counts, resamples, seed).as_dict()
+    return bootstrap_ratio([row[f"{unit}_{of}"] for row in rows], counts, resamples, seed).as_dict()
 
 
 def summarise(results: Sequence[Mapping[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
-    """The metrics of RESULTS rows, as ``evaluate`` returns them."""
+    """The metrics of RESULTS rows with ``word_edits`` and ``char_edits``, as ``evaluate`` returns them."""
     by_kind = {kind: sorted((r for r in results if r["kind"] == kind), key=lambda r: r["id"]) for kind in KINDS}
     metrics: dict[str, Any] = {
         name: {kind: rate_of(by_kind[kind], unit, resamples, seed) for kind in KINDS} for name, unit in RATES.items()
+    }
+    metrics |= {
+        name: {kind: rate_of(by_kind[kind], unit, resamples, seed, "edits") for kind in KINDS}
+        for name, unit in UNCAPPED.items()
     }
     model, copies = by_kind["model"], {r["id"]: r for r in by_kind["resynthesis"]}
     pairs = [(r["word_errors"] - copies[r["id"]]["word_errors"], r["word_count"]) for r in model if r["id"] in copies]

@@ -35,7 +35,7 @@ TABLES = {
     "phonemize": "phones.parquet",
     "encode": "shard-*.parquet",
 }
-RATES = ("wer", "cer", "per")
+RATES = ("wer", "cer", "per", "wer_uncapped", "cer_uncapped")
 MEASURES = (*RATES, *SCORED)
 
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -101,7 +101,8 @@ def summarise_run(metrics: Metrics, stages: list[dict[str, Any]]) -> dict[str, A
     Returns:
         each of ``MEASURES``: kind → value (None where not measured); ``speaker_top1``, ``real_time_factor`` and
         ``peak_mb``; ``normaliser``; ``utterances`` {kept, rejected {stage.rule: n}};
-        ``seconds`` {stage: s}; ``intervals`` {measure: {kind: [low, high]}}; ``speaker_top1_by_kind``.
+        ``seconds`` {stage: s}; ``intervals`` {measure: {kind: [low, high]}}, where there is one;
+        ``speaker_top1_by_kind``.
     """
     for stage in ("evaluate", "score"):
         if stage not in metrics:
@@ -123,7 +124,7 @@ def summarise_run(metrics: Metrics, stages: list[dict[str, Any]]) -> dict[str, A
         "utterances": {"kept": stages[-1]["kept"] if stages else 0, "rejected": rejected},
         "seconds": {stage: float(metrics[stage].get("seconds", 0.0)) for stage in STAGES if stage in metrics},
         "intervals": {
-            m: {kind: [found["low"], found["high"]] for kind, found in figures[m].items() if found}
+            m: {k: [f["low"], f["high"]] for k, f in figures[m].items() if f and f["low"] is not None}
             for m in (*MEASURES, "speaker_top1")
         },
         "speaker_top1_by_kind": top1,

@@ -24,6 +24,8 @@ FIGURES: dict[str, tuple[tuple[str, str, str | int, str], ...]] = {
     "Words": (
         ("wer", "WER", "%", "words the recogniser got wrong"),
         ("cer", "CER", "%", "the same in letters"),
+        ("wer_uncapped", "WER, uncapped", "%", "as papers count: one text may have more errors than words"),
+        ("cer_uncapped", "CER, uncapped", "%", "the same in letters"),
         ("per", "PER", "%", "the same in speech sounds (phones)"),
     ),
     "Voice": (
