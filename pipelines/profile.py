@@ -46,13 +46,17 @@ def committed_params(root: Path) -> str:
 
 
 def profile_overrides(root: Path, name: str) -> dict[str, Any]:
-    """What a profile changes; nothing for ``demo``. Raises ConfigError naming the profiles there are."""
-    if name == DEMO:
-        return {}
-    files = profile_files(root)
-    if name not in files:
-        raise ConfigError(f"no profile {name!r}: there are {', '.join([DEMO, *files])}")
-    return read_yaml(files[name])
+    """What a profile changes; nothing for ``demo``. ``A+B`` is B over A, and is named so.
+
+    Raises:
+        ConfigError: no such profile; the message names those there are.
+    """
+    files, out = profile_files(root), {}
+    for part in name.split("+"):
+        if part not in (DEMO, *files):
+            raise ConfigError(f"no profile {part!r}: there are {', '.join([DEMO, *files])}")
+        out = merge(out, {} if part == DEMO else read_yaml(files[part]))
+    return out | {"profile": name} if "+" in name else out
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def _dry_run(params: Params, stage: str | None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines.repro", description=__doc__)
     parser.add_argument("stage", nargs="?", metavar="STAGE", help="run only what this stage needs, and it")
-    parser.add_argument("--profile", help="demo, or a file of conf/ without .yaml; written into params.yaml")
+    parser.add_argument("--profile", help="demo, a file of conf/ without .yaml, or A+B; into params.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. train.max_steps=500")
     parser.add_argument("--retries", type=int, default=1, help="how often a crashed stage is started again")
     parser.add_argument(

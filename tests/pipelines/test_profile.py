@@ -61,6 +61,7 @@ def test_params_yaml_says_every_parameter(project_root):
     "name",
     [
         "digits",
+        "papers",
         "finetune",
         "own",
         "ljspeech-smoke",
@@ -86,6 +87,16 @@ def test_own_recordings_are_not_heard_as_the_demos_digits(project):
     assert (params.ingest.source, params.ingest.path, params.ingest.layout) == ("folder", "some_folder", "auto")
     assert params.transcribe.prompt is None and params.evaluate.asr_prompt is None
     assert params.transcribe.max_cer <= type(params.transcribe)().max_cer
+
+
+def test_the_instruments_of_papers_go_over_any_profile(project):
+    _, alone = repro.prepare(project, "digits", [])
+    _, params = repro.prepare(project, "digits+papers", ["train.max_steps=7"])
+    assert (params.profile, params.train.max_steps) == ("digits+papers", 7)
+    assert (params.score.speaker_encoder, params.score.utmos) == ("wavlm-sv", "models/utmos.pt")
+    assert params.evaluate.normaliser == "whisper" and params.model == alone.model
+    with pytest.raises(ConfigError, match="no profile 'paper': there are demo, "):
+        repro.prepare(project, "digits+paper", [])
 
 
 def test_demo_leaves_the_file_as_it_is(project):
