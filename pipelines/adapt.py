@@ -23,6 +23,7 @@ from pipelines.command import last_said
 from pipelines.process import run_process
 from pipelines.profile import nested, overridden, parse_settings, profile_overrides, write_params
 from pipelines.watched import check_watched
+from stages.origin import tags_environment
 from vall_e.config import ConfigError, merge, parse_yaml
 from vall_e.corpus.work import digest_of, replace_folder
 
@@ -100,7 +101,7 @@ def prepare(
         shutil.copytree(folder, fresh)
         replace_folder(fresh, base)
     kept = of_voice(base, base.relative_to(workspace))
-    uri, experiment = _tracking(root)
+    uri, experiment = tracking_of(root)
     here = {
         "ingest": {"source": "folder", "path": recordings.resolve().as_posix(), "layout": "auto", "pattern": None},
         "registry": {"name": registered_name(experiment, workspace.name)},
@@ -108,7 +109,7 @@ def prepare(
     }
     from_profile, text = profile_overrides(root, profile), (root / "params.yaml").read_text(encoding="utf-8")
     override = merge(merge(merge(from_profile, kept), here), parse_settings(settings))
-    override = merge(override, _found_from_afar(root, merge(parse_yaml(text), override)))
+    override = merge(override, found_from_afar(root, merge(parse_yaml(text), override)))
     if "tasks" not in parse_settings(settings).get("model", {}):
         override = merge(override, _learnable(merge(parse_yaml(text), override)))
     _, params = overridden(text, override)
@@ -116,6 +117,11 @@ def prepare(
         override = merge({"train": {"join": {"curriculum_steps": 0}}}, override)
     text, _ = overridden(text, override)
     write_params(workspace, text)
+    copy_code(root, workspace)
+
+
+def copy_code(root: Path, workspace: Path) -> None:
+    """Give a workspace the pipeline and the code as they are in the project now."""
     for name in CODE:
         shutil.rmtree(workspace / name, ignore_errors=True)
         shutil.copytree(root / name, workspace / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -146,7 +152,7 @@ def registered_name(experiment: str, name: str) -> str:
     return "-".join([experiment, re.sub(r"[^\w.-]+", "-", name)])
 
 
-def _found_from_afar(root: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
+def found_from_afar(root: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Absolute paths for those of the parameters ``raw`` that the workspace could not find."""
     found: dict[str, Any] = {}
     for key in PATHS:
@@ -171,23 +177,30 @@ def _learnable(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": {"tasks": left or ["tts"]}}
 
 
-def run(workspace: Path) -> None:
+def run(workspace: Path, cache: Path | None = None, tags: Mapping[str, str] | None = None) -> None:
     """``dvc repro`` in the workspace, its lines on stdout.
+
+    Args:
+        cache: of another DVC project, to share.
+        tags: for the MLflow runs of the stages.
 
     Raises:
         AdaptError: a stage failed, with what it said.
     """
     binaries = Path(sys.executable).parent
     env = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1"}
+    env["DVC_NO_ANALYTICS"] = "1"
     dvc = [sys.executable, "-m", "dvc"]
     commands = [[*dvc, "init", "--quiet", "--no-scm"]] if not (workspace / ".dvc").is_dir() else []
+    if cache is not None:
+        commands.append([*dvc, "cache", "dir", "--quiet", "--local", str(cache)])
 
     def show(line: str) -> None:
         if not line.strip().startswith(_ADVICE):
             print(line, flush=True)
 
     for command in [*commands, [*dvc, "repro"]]:
-        code, lines = run_process(command, show, cwd=workspace, env=env | {"DVC_NO_ANALYTICS": "1"})
+        code, lines = run_process(command, show, cwd=workspace, env=env | tags_environment(tags or {}))
         if code:
             said = last_said(lines) or "\n".join(lines[-5:])
             raise AdaptError(f"{said}\nMend it and give the same command again: what is done stays in {workspace}")
@@ -213,7 +226,7 @@ def _voice(root: Path, voice: str, settings: Sequence[str]) -> Path:
     return fetch(voice, TrackingConfig(**raw), root)
 
 
-def _tracking(root: Path) -> tuple[str, str]:
+def tracking_of(root: Path) -> tuple[str, str]:
     """The project's own store, so that the runs of all voices are in one place, and its experiment."""
     from stages.tracking import store_uri
     from vall_e.config import load_params

@@ -18,7 +18,7 @@ def stage_order(root: str | Path = ".", targets: Sequence[str] = (), *, upstream
 
     Args:
         root: the project's folder.
-        targets: only these stages and what they depend on; all by default.
+        targets: only these stages and what they depend on; by default all of the folder's own ``dvc.yaml``.
         upstream: False: only these stages.
 
     Raises:
@@ -40,8 +40,7 @@ def stage_order(root: str | Path = ".", targets: Sequence[str] = (), *, upstream
     if unknown := sorted(set(targets) - set(graph)):
         raise ConfigError(f"no stage {', '.join(unknown)} in dvc.yaml; there are {', '.join(sorted(graph))}")
     order = list(nx.lexicographical_topological_sort(graph))
-    if not targets:
-        return order
+    targets = targets or [stage for stage in order if ":" not in stage and not stage.endswith(".dvc")]
     chosen = set(targets).union(*(nx.ancestors(graph, target) for target in targets if upstream))
     return [stage for stage in order if stage in chosen]
 

@@ -29,7 +29,8 @@ def metrics_at(root: str | Path, revision: str = "HEAD") -> dict[str, dict[str, 
         shown = repo.metrics.show(revs=[revision], on_error="ignore")
     shown.pop("workspace", None)  # DVC adds it where it differs
     files = next((found.get("data", {}) for found in shown.values()), {})
-    return {PurePosixPath(file).stem: found["data"] for file, found in files.items() if "data" in found}
+    named = {PurePosixPath(file): found["data"] for file, found in files.items() if "data" in found}
+    return {file.stem: figures for file, figures in named.items() if file.parent.name == "metrics"}
 
 
 def metric_rows(now: Metrics, last_run: Metrics, last_commit: Metrics) -> list[dict[str, Any]]:
