@@ -34,7 +34,8 @@ DIGEST = "voice.digest"
 _HERE = Path(__file__).resolve().parent
 _DISTRIBUTION = "vall-e-workflow"
 _NUMBER = r"-?[0-9.]+(?:e[+-]?[0-9]+)?"
-_FIGURE = re.compile(rf"(?P<value>{_NUMBER}) \[(?P<low>{_NUMBER}), (?P<high>{_NUMBER})\]")
+_NO_INTERVAL = "no interval"
+_FIGURE = re.compile(rf"(?P<value>{_NUMBER}) \[((?P<low>{_NUMBER}), (?P<high>{_NUMBER})|{_NO_INTERVAL})\]")
 
 
 def voice_digest(folder: Path) -> str:
@@ -167,7 +168,7 @@ def promote(
     verdicts = judge(gates, figures, None if is_champion or champion is None else figures_in(champion.tags))
     passed = all(verdict.passed for verdict in verdicts)
     tags = {f"gate.{v.gate}": f"{'passed' if v.passed else 'failed'}: {v.said}" for v in verdicts}
-    tags |= {measure: "{value:.6g} [{low:.6g}, {high:.6g}]".format(**figure) for measure, figure in figures.items()}
+    tags |= {measure: as_tag(figure) for measure, figure in figures.items()}
     tags["gates"] = "passed" if passed else "failed"
     for key in version.tags:
         if key.startswith("gate.") and key not in tags:
@@ -185,11 +186,17 @@ def promote(
     return verdicts
 
 
+def as_tag(figure: Figure) -> str:
+    """``0.17 [0.12, 0.22]``, or ``0.17 [no interval]`` of too few utterances."""
+    ends = _NO_INTERVAL if figure["low"] is None else f"{figure['low']:.6g}, {figure['high']:.6g}"
+    return f"{figure['value']:.6g} [{ends}]"
+
+
 def figures_in(tags: Mapping[str, Any]) -> dict[str, Figure]:
-    """The figures that ``promote`` put into a version's tags, such as ``wer: 0.17 [0.12, 0.22]``."""
+    """The figures that ``promote`` put into a version's tags; see ``as_tag``."""
     found = {measure: _FIGURE.fullmatch(str(value)) for measure, value in tags.items()}
     return {
-        measure: {name: float(text) for name, text in match.groupdict().items()}
+        measure: {name: None if text is None else float(text) for name, text in match.groupdict().items()}
         for measure, match in found.items()
         if match
     }

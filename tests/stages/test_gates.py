@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stages.gates import figures_of, judge
+from stages.registry import as_tag, figures_in
 from vall_e.config import ConfigError, parse_params
 from vall_e.registry import GatesConfig
 
@@ -64,6 +65,7 @@ def test_a_champion_without_figures_and_too_few_utterances_are_said_with_what_to
     (verdict,) = judge(gates, {"wer": figure(0.2)}, {})
     assert not verdict.passed and "move the alias champion" in verdict.said and "max_worse" in verdict.said
     few = {"wer": {"value": 0.2, "low": None, "high": None}}
+    assert figures_in({"wer": as_tag(few["wer"]), "cer": as_tag(figure(0.5, 0.25))}) == few | {"cer": figure(0.5, 0.25)}
     assert judge(gates, few, few)[0].said == "WER 0.2, the champion's 0.2: +0 (allowed: 0)"
 
 
