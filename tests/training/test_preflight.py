@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import namedtuple
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -165,14 +166,16 @@ def test_a_long_training_that_begins_is_rehearsed_and_one_that_goes_on_is_not(
 
 
 def test_the_rehearsed_batch_is_the_largest_of_the_last_ones_of_every_phase(project: Path) -> None:
-    def positions(**changes: object) -> int:
+    def shape(**changes: object) -> tuple[int, int]:
         settings = params(200, preflight={"overfit_steps": 1}, **changes)
         checks, _ = rehearse(settings, project, project / ".work", project / "models/voice")
-        return int(checks[-1].detail.split()[-2])
+        rows, _, positions = checks[-1].detail.split()[-4:-1]
+        return int(rows), int(positions)
 
     grown = {"min_clips": 5, "max_clips": 5}
-    assert positions(join=grown | {"curriculum_steps": 100}) == positions(join=grown) > positions(join=None)
-    assert positions(join=None, stages=[{"until": 40, "join": grown}]) >= positions(join=grown)
+    joined, plain = shape(join=grown), shape(join=None)
+    assert shape(join=grown | {"curriculum_steps": 100}) == joined and joined[1] > plain[1]
+    assert prod(shape(join=None, stages=[{"until": 40, "join": grown}])) >= max(prod(joined), prod(plain))
 
 
 def test_a_batch_that_does_not_fit_is_said_and_stops_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
