@@ -66,6 +66,8 @@ def _reason(path: str) -> str | None:
         mode = os.stat(path).st_mode
     except OSError as error:
         return f"a link that leads nowhere ({error.strerror})"
+    if any("\udc80" <= c <= "\udcff" for c in path):
+        return "a name that is no UTF-8"
     if not stat.S_ISREG(mode):
         return "a pipe, a socket or a device"
     return None if os.access(path, os.R_OK) else "may not be opened"
