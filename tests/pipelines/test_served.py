@@ -190,7 +190,7 @@ def test_all_deployments_of_the_project_are_made_and_a_worker_runs_one(tiny, sta
     assert made["nightly"].schedules[0].schedule.cron == "0 2 * * *"
 
     start(*PREFECT, "worker", "start", "--pool", "vall-e")
-    given = ['targets=["b"]', "stage_timeouts={}", "track=false"]
+    given = ["profile=null", 'targets=["b"]', "stage_timeouts={}", "track=false"]
     words = ["deployment", "run", "vall-e/nightly", *(word for value in given for word in ("-p", value))]
     _prefect(project_root, *words)
     ready = lambda: [run for run in _runs("nightly") if run.state.is_final()]  # noqa: E731
