@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from stages.lineage import DVC_HASH, INPUT, MADE_BY, OUTPUT, TRAINED, ancestors, find_maker
 from stages.origin import POINT_TAG, git_state, origin_tags, records_root
-from vall_e.config import TrackingConfig
+from vall_e.config import TrackingConfig, flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,18 +29,6 @@ if TYPE_CHECKING:
 Purpose = Literal["model", "data"]
 _MAX_VALUE = 6000  # characters of a parameter that MLflow stores
 _MAX_BATCH = 100  # parameters or tags in one MLflow request
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` → ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -6,6 +6,7 @@ costs a second and not a training run. Configuration is passed in; nothing here 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,6 +170,18 @@ class Params(Section):
             drawn = drawn or draws
         if self.model.level_weights is not None and not drawn:
             raise ValueError("model.level_weights: no level is drawn, unless train.level_loss is one")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` → ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
 
 
 def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

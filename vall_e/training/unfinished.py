@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vall_e.config import Params
+from vall_e.config import Params, flatten
 from vall_e.corpus.work import WorkFolder, digest_of, key_of, others, write_text
 from vall_e.models.start import sources
 from vall_e.training.checkpoints import reached
@@ -104,18 +104,11 @@ def _facts(params: Params, root: Path) -> dict[str, Any]:
         "train": params.train.model_dump(mode="json", exclude=NO_INFLUENCE),
     }
     return {
-        **_flat(settings),
+        **flatten(settings),
         **{name: digest_of(root / name) for name in INPUTS},
         "init_from": [digest_of(source) if isinstance(source, Path) else source for source in sources(params, root)],
         **{f"vall_e/{name}": digest_of(package / name) for name in CODE},
     }
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in nested.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return out
 
 
 def _told(path: Path, step: int, facts: Mapping[str, Any], stays: bool) -> str:
