@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from tests.backbones.checks import check_cache, check_causal, check_prefill
@@ -12,7 +12,7 @@ from tests.tiny import model_config
 from vall_e.backbones.base import build_backbone
 from vall_e.backbones.llama import Llama
 from vall_e.family import ModelConfig
-from vall_e.nn.attention import attend_apart
+from vall_e.nn.decode_attention import attend_one
 from vall_e.nn.masks import Mask
 from vall_e.nn.unpadded import Unpadded
 
@@ -84,23 +84,19 @@ def test_fused_layers_are_prefilled_without_padding(backbone: str) -> None:
     assert seen == [3 * 7, 6 + 2 + 4, 3]  # whole, prompt, step
 
 
-def test_uneven_rows_are_attended_to_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as each goes: a long row beside short ones costs them nothing."""
+@torch.inference_mode()
+def test_steps_read_what_each_row_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long row beside short ones costs them nothing; prompts are for torch's own attention."""
     torch.manual_seed(0)
     fused = build_backbone(model_config()).eval()
     fused.fuse()
-    cache = fused.new_cache(2, 8, torch.float32, torch.device("cpu"))
-    cache.begin(7, torch.tensor([7, 1]))
-    cache.end()
-    cache.begin(1)
-    assert cache.apart is None  # too little to be worth a call for each
-    monkeypatch.setattr("vall_e.nn.cache.UNEVEN", 0)
-    cache.begin(1)
-    assert cache.apart == [8, 2]
     seen: list[list[int]] = []
-    monkeypatch.setattr(
-        "vall_e.backbones.fused.attend_apart", lambda q, k, v, spans: seen.append(spans) or attend_apart(q, k, v, spans)
-    )
+
+    def watched(q: Tensor, keys: Tensor, values: Tensor, spans: Tensor) -> Tensor:
+        seen.append(spans.tolist())
+        return attend_one(q, keys, values, spans)
+
+    monkeypatch.setattr("vall_e.backbones.fused.attend_one", watched)
     check_cache(fused, ((7, 1, 4), (1, 1, 1), (3, 3, 3)))
     assert seen == fused.config.layers * [[5, 8, 2]]
 

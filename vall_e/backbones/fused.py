@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vall_e.backbones.llama import Block
-from vall_e.nn.attention import Attention, Watch, attend_apart, attend_grouped
+from vall_e.nn.attention import Attention, Watch, attend_grouped
 from vall_e.nn.cache import KVCache
+from vall_e.nn.decode_attention import attend_one
 from vall_e.nn.feedforward import SwiGLU
 from vall_e.nn.norm import RMSNorm
 from vall_e.nn.rope import turn
@@ -140,8 +141,10 @@ class FusedBlock(nn.Module):
             k, v = cache.write(layer, k, v)
         if self.watch is not None:
             self.watch.see(q, k, mask)
-        spans = None if cache is None else cache.apart
-        out = attend_grouped(q, k, v, mask, backend) if spans is None else attend_apart(q, k, v, spans)
+        if cache is None or cache.spans is None:
+            out = attend_grouped(q, k, v, mask, backend)
+        else:
+            out = attend_one(q, *cache.buffers(layer), cache.spans)
         out = out if length == 1 else out.transpose(1, 2)
         x = o(out.reshape(-1, heads * dim) if unpadded is None else unpadded.collect(out), x)
         y = feedforward_norm(x)

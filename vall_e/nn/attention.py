@@ -11,8 +11,6 @@ heads, d = D / H.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,12 +28,6 @@ def attend_grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend
         return out.reshape(batch, heads, 1, dim)
     share = heads // k.shape[1]
     return attend(q, k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1), mask, backend)
-
-
-def attend_apart(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[int]) -> Tensor:
-    """``attend_grouped`` row by row, row b of ``q`` [B, H, 1, d] to the first ``spans[b]`` of its S keys and values."""
-    rows = zip(q.split(1), k.split(1), v.split(1), spans, strict=True)
-    return torch.cat([attend_grouped(a, b[:, :, :span], c[:, :, :span], None) for a, b, c, span in rows])
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:

@@ -14,9 +14,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from vall_e.nn.decode_attention import suits
+
 WIPED = 64  # positions beyond what is in use that are made finite at once
 GROWTH = 1.5  # a full buffer is replaced by one that is larger by this, so that growing costs little on average
-UNEVEN = 2**16  # numbers of keys that a row must spare a CPU, on average, before a call for each row is quicker
 
 
 class Cache:
@@ -28,11 +29,11 @@ class Cache:
         origin: int64 [B], the slot whose rotary position is 0.
         longest: int64 [B], positions that each row has spanned so far (see ``reach``).
         counts: int64 [B], how many positions of the forward under way are no padding; None outside of one.
-        apart: slots that each row has in use, where rows are so uneven that a CPU attends to each alone faster than to
-            all up to the longest one; None elsewhere.
+        spans: int64 [B], slots that each row has in use in the forward under way, where every row has one new position
+            and ``attend_one`` may look at the buffers; None elsewhere.
     """
 
-    apart: list[int] | None = None
+    spans: Tensor | None = None
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -181,13 +182,12 @@ class KVCache(Cache):
         self._wipe(self.used)
         even = not self.static and all(known == start for known in self.known)
         self._slots = None if even else self._flat(length)
-        self.apart = None if even or length > 1 or self.static else self._apart()
+        one = length == 1 and not self.static and suits(self.tensors["keys"][0], len(self.known))
+        self.spans = self.lengths + 1 if one else None
 
-    def _apart(self) -> list[int] | None:
-        spans = [known + 1 for known in self.known]
-        _, heads, _, dim = self.tensors["keys"][0].shape
-        spared = (len(spans) * self.used - sum(spans)) * heads * dim
-        return spans if self.lengths.device.type == "cpu" and spared > UNEVEN * len(spans) else None
+    def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer as they are kept, [C, G, S, d] (see ``spans``)."""
+        return self.tensors["keys"][layer], self.tensors["values"][layer]
 
     def _wipe(self, used: int) -> None:
         """Let the first ``used`` slots of all rows hold numbers."""
@@ -212,7 +212,7 @@ class KVCache(Cache):
         """
         rows, _, length, dim = keys.shape
         out = []
-        for buffer, new in ((self.tensors["keys"][layer], keys), (self.tensors["values"][layer], values)):
+        for buffer, new in zip(self.buffers(layer), (keys, values), strict=True):
             live = buffer if buffer.shape[0] == rows else buffer[:rows]
             if self._slots is None:
                 live.narrow(2, self.used - length, length).copy_(new)

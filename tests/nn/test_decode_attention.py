@@ -1,0 +1,97 @@
+"""Attention of one position a row, held against torch's."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vall_e.nn.attention import attend_grouped
+from vall_e.nn.cache import KVCache
+from vall_e.nn.decode_attention import attend_one, suits
+
+
+def random(rows: int, heads: int, groups: int, size: int = 40, dim: int = 24) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(rows, heads + 2, 1, dim, generator=generator)[:, :heads]  # a view, as of a fused product
+    keys, values = (torch.randn(rows + 1, groups, size, dim, generator=generator) for _ in range(2))
+    return q, keys, values
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("spans", [[1, 40, 17], [9]], ids=["ragged", "alone"])
+def test_equals_torch(heads: int, groups: int, spans: list[int]) -> None:
+    q, keys, values = random(len(spans), heads, groups)
+    spans = torch.tensor(spans)
+    mask = (torch.arange(40) < spans[:, None])[:, None, None]
+    expected = attend_grouped(q, keys[: len(spans)], values[: len(spans)], mask)
+    torch.testing.assert_close(attend_one(q, keys, values, spans), expected)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q, keys, values = random(2, 4, 2)
+    spans = torch.tensor([40, 3])
+    mask = (torch.arange(40) < spans[:, None])[:, None, None]
+    q = q * 1e3
+    torch.testing.assert_close(attend_one(q, keys, values, spans), attend_grouped(q, keys[:2], values[:2], mask))
+
+
+def test_what_lies_behind_a_row_is_not_read_and_nan_is_not_hidden() -> None:
+    q, keys, values = random(2, 4, 2)
+    spans = torch.tensor([5, 40])
+    expected = attend_one(q, keys, values, spans)
+    keys[0, :, 5:], values[0, :, 5:] = torch.nan, torch.nan
+    assert attend_one(q, keys, values, spans).equal(expected)
+    keys[0, 0, 4] = torch.nan
+    out = attend_one(q, keys, values, spans)
+    assert out[0, :2].isnan().all() and out[0, 2:].equal(expected[0, 2:]) and out[1].equal(expected[1])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_gets_the_same_bits_alone_and_in_a_batch(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    q, keys, values = random(3, 4, 2)
+    together = attend_one(q, keys, values, torch.tensor([7, 40, 22]))
+    assert attend_one(q[2:], keys[2:], values[2:], torch.tensor([22])).equal(together[2:])
+
+
+def test_it_is_for_float32_on_a_cpu_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = torch.zeros(2, 2, 4, 8)
+    assert not suits(keys, 2)  # gradients
+    with torch.inference_mode():
+        assert suits(keys, 2)
+        assert not suits(keys.bfloat16(), 2) and not suits(keys.to("meta"), 2)
+        monkeypatch.setattr("torch.get_num_threads", lambda: 5)
+        assert not suits(keys, 2)  # four pieces of work
+        monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+        monkeypatch.setattr("vall_e.nn.decode_attention._kernel", lambda: None)
+        assert not suits(keys, 2)
+
+
+@torch.inference_mode()
+def test_a_cache_says_what_each_row_has_in_a_step_only() -> None:
+    cache = KVCache(1, 2, 2, 8, 4, torch.float32, torch.device("cpu"))
+    cache.begin(3, torch.tensor([3, 1]))
+    assert cache.spans is None  # a prompt
+    cache.end()
+    cache.begin(1)
+    assert cache.spans.tolist() == [4, 2]
+    static = KVCache(1, 2, 2, 8, 4, torch.float32, torch.device("cpu"), static=True)
+    static.begin(1)
+    assert static.spans is None
+
+
+@pytest.mark.slow
+def test_processes_that_compile_it_at_once_all_get_it(tmp_path) -> None:
+    """On an empty cache; half-written or mixed files there would end later processes."""
+    code = (
+        "import torch; from vall_e.nn.decode_attention import attend_one; x = torch.ones(1, 2, 4, 8);"
+        "assert attend_one(x[:, :, :1], x, x, torch.tensor([3])).eq(1).all()"
+    )
+    import os
+
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(4)]
+        assert [process.wait(120) for process in processes] == [0] * 4
+    assert list(tmp_path.rglob("*.nbc"))
