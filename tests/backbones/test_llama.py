@@ -12,7 +12,7 @@ from tests.tiny import model_config
 from vall_e.backbones.base import build_backbone
 from vall_e.backbones.llama import Llama
 from vall_e.family import ModelConfig
-from vall_e.nn.decode_attention import attend_one
+from vall_e.nn.cpu import attend_one
 from vall_e.nn.masks import Mask
 from vall_e.nn.unpadded import Unpadded
 
@@ -96,7 +96,7 @@ def test_steps_read_what_each_row_has(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(spans.tolist())
         return attend_one(q, keys, values, spans)
 
-    monkeypatch.setattr("vall_e.backbones.fused.attend_one", watched)
+    monkeypatch.setattr("vall_e.nn.attention.attend_one", watched)
     check_cache(fused, ((7, 1, 4), (1, 1, 1), (3, 3, 3)))
     assert seen == fused.config.layers * [[5, 8, 2]]
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vall_e.backbones.llama import Block
 from vall_e.nn.attention import Attention, Watch, attend_grouped
 from vall_e.nn.cache import KVCache
-from vall_e.nn.decode_attention import attend_one
+from vall_e.nn.cpu import multiplies, multiply
 from vall_e.nn.feedforward import SwiGLU
 from vall_e.nn.norm import RMSNorm
 from vall_e.nn.rope import turn
@@ -72,7 +72,10 @@ class FusedLinear(nn.Module):
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """[M, I] → [M, O], added to ``onto`` [M, O] where that is given."""
-        out = torch.mm(x, self.transposed) if onto is None else torch.addmm(onto, x, self.transposed)
+        if multiplies(x, self.transposed):
+            out = multiply(x, self.weight, onto)
+        else:
+            out = torch.mm(x, self.transposed) if onto is None else torch.addmm(onto, x, self.transposed)
         return out if self.bias is None else out.add_(self.bias)
 
 
@@ -141,10 +144,7 @@ class FusedBlock(nn.Module):
             k, v = cache.write(layer, k, v)
         if self.watch is not None:
             self.watch.see(q, k, mask)
-        if cache is None or cache.spans is None:
-            out = attend_grouped(q, k, v, mask, backend)
-        else:
-            out = attend_one(q, *cache.buffers(layer), cache.spans)
+        out = attend_grouped(q, k, v, mask, backend, None if cache is None else cache.spans)
         out = out if length == 1 else out.transpose(1, 2)
         x = o(out.reshape(-1, heads * dim) if unpadded is None else unpadded.collect(out), x)
         y = feedforward_norm(x)

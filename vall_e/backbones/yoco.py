@@ -54,7 +54,8 @@ class Yoco(Backbone):
             yield hidden
         keys, values = self._shared(hidden, angles, shared)
         seen = visible(mask, x.shape[1], shared, None, x.device)
-        yield from self._cross_decoder(hidden, angles, keys, values, seen)
+        spans = None if shared is None else shared.spans
+        yield from self._cross_decoder(hidden, angles, keys, values, seen, spans)
 
     def prefill(self, x: Tensor, positions: Tensor, mask: Mask | None, cache: JointCache, last: int = 1) -> Tensor:
         angles, shared = self._angles(positions), cache.parts["shared"]
@@ -91,10 +92,16 @@ class Yoco(Backbone):
         return (keys, values) if cache is None else cache.write(0, keys, values)
 
     def _cross_decoder(
-        self, x: Tensor, angles: Angles, keys: Tensor, values: Tensor, seen: Tensor | None
+        self,
+        x: Tensor,
+        angles: Angles,
+        keys: Tensor,
+        values: Tensor,
+        seen: Tensor | None,
+        spans: Tensor | None = None,
     ) -> Iterator[Tensor]:
         for block in self.blocks[self.half :]:
-            x = block(x, angles, keys, values, seen)
+            x = block(x, angles, keys, values, seen, spans)
             yield x
 
     def new_cache(self, rows: int, size: int, dtype: torch.dtype, device: torch.device) -> JointCache:

@@ -17,11 +17,20 @@ from torch.nn import functional as F
 
 from vall_e.nn.backends import KERNELS, attend
 from vall_e.nn.cache import KVCache, RingCache
+from vall_e.nn.cpu import attend_one
 from vall_e.nn.rope import rotate
 
 
-def attend_grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: str = "auto") -> Tensor:
-    """``attend`` with the heads of ``q`` [B, H, T, d] in groups that share ``k``, ``v`` [B, G, S, d] → [B, H, T, d]."""
+def attend_grouped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: str = "auto", spans: Tensor | None = None
+) -> Tensor:
+    """``attend`` with the heads of ``q`` [B, H, T, d] in groups that share ``k``, ``v`` [B, G, S, d] → [B, H, T, d].
+
+    Args:
+        spans: of a step, in place of ``mask`` and ``backend`` (see ``Cache.spans``).
+    """
+    if spans is not None:
+        return attend_one(q, k, v, spans)
     batch, heads, length, dim = q.shape
     if length == 1:  # the heads of a group become positions of one head: no copy of k and v
         out = F.scaled_dot_product_attention(q.reshape(batch, k.shape[1], -1, dim), k, v, attn_mask=mask)
@@ -109,7 +118,7 @@ class Attention(nn.Module):
         if self.watch is not None:
             self.watch.see(q, k, mask)
         backend = self.backend if cache is None or cache.empty else "auto"
-        out = attend_grouped(q, k, v, mask, backend)
+        out = attend_grouped(q, k, v, mask, backend, None if cache is None else cache.spans)
         return self.o(out.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -133,7 +142,13 @@ class CrossAttention(nn.Module):
         self.o = nn.Linear(dim, dim, bias=False)
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, mask: Tensor | None
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        spans: Tensor | None = None,
     ) -> Tensor:
         """``x`` [B, T, D] → [B, T, D].
 
@@ -141,12 +156,14 @@ class CrossAttention(nn.Module):
             angles: ``rotary`` of the T positions.
             keys, values: [B, G, S, d], the keys turned already; G divides H.
             mask: as of ``Attention``.
+            spans: as of ``attend_grouped``.
         """
         batch, length, _ = x.shape
         q = rotate(self.q(x).view(batch, length, self.heads, -1).transpose(1, 2), *angles)
         if self.watch is not None:
             self.watch.see(q, keys, mask)
-        return self.o(attend_grouped(q, keys, values, mask).transpose(1, 2).reshape(batch, length, -1))
+        out = attend_grouped(q, keys, values, mask, spans=spans)
+        return self.o(out.transpose(1, 2).reshape(batch, length, -1))
 
 
 def use_attention(module: nn.Module, backend: str) -> None:

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vall_e.nn.decode_attention import suits
+from vall_e.nn.cpu import attends
 
 WIPED = 64  # positions beyond what is in use that are made finite at once
 GROWTH = 1.5  # a full buffer is replaced by one that is larger by this, so that growing costs little on average
@@ -29,8 +29,8 @@ class Cache:
         origin: int64 [B], the slot whose rotary position is 0.
         longest: int64 [B], positions that each row has spanned so far (see ``reach``).
         counts: int64 [B], how many positions of the forward under way are no padding; None outside of one.
-        spans: int64 [B], slots that each row has in use in the forward under way, where every row has one new position
-            and ``attend_one`` may look at the buffers; None elsewhere.
+        spans: int64 [B], slots that each row has in use in the forward under way, where rows have one new position each
+            and ``attend_one`` is for them; None elsewhere.
     """
 
     spans: Tensor | None = None
@@ -182,12 +182,8 @@ class KVCache(Cache):
         self._wipe(self.used)
         even = not self.static and all(known == start for known in self.known)
         self._slots = None if even else self._flat(length)
-        one = length == 1 and not self.static and suits(self.tensors["keys"][0], len(self.known))
+        one = length == 1 and not self.static and attends(self.tensors["keys"][0], len(self.known))
         self.spans = self.lengths + 1 if one else None
-
-    def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer as they are kept, [C, G, S, d] (see ``spans``)."""
-        return self.tensors["keys"][layer], self.tensors["values"][layer]
 
     def _wipe(self, used: int) -> None:
         """Let the first ``used`` slots of all rows hold numbers."""
@@ -212,7 +208,7 @@ class KVCache(Cache):
         """
         rows, _, length, dim = keys.shape
         out = []
-        for buffer, new in zip(self.buffers(layer), (keys, values), strict=True):
+        for buffer, new in ((self.tensors["keys"][layer], keys), (self.tensors["values"][layer], values)):
             live = buffer if buffer.shape[0] == rows else buffer[:rows]
             if self._slots is None:
                 live.narrow(2, self.used - length, length).copy_(new)

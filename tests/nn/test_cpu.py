@@ -1,4 +1,4 @@
-"""Attention of one position a row, held against torch's."""
+"""Attention of one position a row and products of a few rows, held against torch's."""
 
 import subprocess
 import sys
@@ -8,13 +8,13 @@ import torch
 
 from vall_e.nn.attention import attend_grouped
 from vall_e.nn.cache import KVCache
-from vall_e.nn.decode_attention import attend_one, suits
+from vall_e.nn.cpu import FEW, attend_one, attends, multiplies, multiply
 
 
 def random(rows: int, heads: int, groups: int, size: int = 40, dim: int = 24) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(rows, heads + 2, 1, dim, generator=generator)[:, :heads]  # a view, as of a fused product
-    keys, values = (torch.randn(rows + 1, groups, size, dim, generator=generator) for _ in range(2))
+    keys, values = (torch.randn(rows + 1, groups, size + 5, dim, generator=generator)[:rows, :, :size] for _ in "kv")
     return q, keys, values
 
 
@@ -24,7 +24,7 @@ def test_equals_torch(heads: int, groups: int, spans: list[int]) -> None:
     q, keys, values = random(len(spans), heads, groups)
     spans = torch.tensor(spans)
     mask = (torch.arange(40) < spans[:, None])[:, None, None]
-    expected = attend_grouped(q, keys[: len(spans)], values[: len(spans)], mask)
+    expected = attend_grouped(q, keys, values, mask)
     torch.testing.assert_close(attend_one(q, keys, values, spans), expected)
 
 
@@ -33,7 +33,7 @@ def test_large_scores_do_not_overflow() -> None:
     spans = torch.tensor([40, 3])
     mask = (torch.arange(40) < spans[:, None])[:, None, None]
     q = q * 1e3
-    torch.testing.assert_close(attend_one(q, keys, values, spans), attend_grouped(q, keys[:2], values[:2], mask))
+    torch.testing.assert_close(attend_one(q, keys, values, spans), attend_grouped(q, keys, values, mask))
 
 
 def test_what_lies_behind_a_row_is_not_read_and_nan_is_not_hidden() -> None:
@@ -57,15 +57,15 @@ def test_a_row_gets_the_same_bits_alone_and_in_a_batch(threads: int, monkeypatch
 
 def test_it_is_for_float32_on_a_cpu_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = torch.zeros(2, 2, 4, 8)
-    assert not suits(keys, 2)  # gradients
+    assert not attends(keys, 2)  # gradients
     with torch.inference_mode():
-        assert suits(keys, 2)
-        assert not suits(keys.bfloat16(), 2) and not suits(keys.to("meta"), 2)
+        assert attends(keys, 2)
+        assert not attends(keys.bfloat16(), 2) and not attends(keys.to("meta"), 2)
         monkeypatch.setattr("torch.get_num_threads", lambda: 5)
-        assert not suits(keys, 2)  # four pieces of work
+        assert not attends(keys, 2)  # four pieces of work
         monkeypatch.setattr("torch.get_num_threads", lambda: 1)
-        monkeypatch.setattr("vall_e.nn.decode_attention._kernel", lambda: None)
-        assert not suits(keys, 2)
+        monkeypatch.setattr("vall_e.nn.cpu._loops", lambda: None)
+        assert not attends(keys, 2)
 
 
 @torch.inference_mode()
@@ -85,7 +85,7 @@ def test_a_cache_says_what_each_row_has_in_a_step_only() -> None:
 def test_processes_that_compile_it_at_once_all_get_it(tmp_path) -> None:
     """On an empty cache; half-written or mixed files there would end later processes."""
     code = (
-        "import torch; from vall_e.nn.decode_attention import attend_one; x = torch.ones(1, 2, 4, 8);"
+        "import torch; from vall_e.nn.cpu import attend_one; x = torch.ones(1, 2, 4, 8);"
         "assert attend_one(x[:, :, :1], x, x, torch.tensor([3])).eq(1).all()"
     )
     import os
@@ -95,3 +95,24 @@ def test_processes_that_compile_it_at_once_all_get_it(tmp_path) -> None:
         processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(4)]
         assert [process.wait(120) for process in processes] == [0] * 4
     assert list(tmp_path.rglob("*.nbc"))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7, 8])
+@pytest.mark.parametrize("onto", [False, True])
+def test_products_equal_torchs(rows: int, onto: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(rows, 2 * 37, generator=generator)[:, ::2], torch.randn(19, 37, generator=generator)
+    base = torch.randn(rows, 19, generator=generator) if onto else None
+    before = None if base is None else base.clone()
+    expected = x @ weight.t() + (0 if base is None else base)
+    torch.testing.assert_close(multiply(x, weight, base), expected)
+    assert base is None or base.equal(before)  # what it is added to stays
+
+
+def test_products_are_for_a_few_rows_of_float32_without_gradients() -> None:
+    x, weight = torch.ones(FEW, 4), torch.ones(3, 4)
+    assert not multiplies(x, weight)
+    with torch.inference_mode():
+        assert multiplies(x, weight)
+        assert not multiplies(torch.ones(FEW + 1, 4), weight)
+        assert not multiplies(x.bfloat16(), weight) and not multiplies(x, weight.bfloat16())
