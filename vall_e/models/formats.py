@@ -9,6 +9,7 @@ from vall_e.backbones.fused import FusedLinear
 from vall_e.decoding import FORMATS, Weights
 from vall_e.memory import give_back
 from vall_e.models.vall_e import VallE
+from vall_e.nn.cpu import use_step_linear
 from vall_e.nn.int8 import Int8Linear
 
 SMALLEST = 64  # narrower layers gain nothing from 8 bits
@@ -33,6 +34,7 @@ def use_weights(model: VallE, weights: Weights = "float32") -> VallE:
         _to_int8(model.backbone)
     elif weights != "float32":
         model.to(getattr(torch, weights))
+    use_step_linear(model)
     give_back()  # what the layers were before: as much as the model itself, or more
     return model
 

@@ -13,7 +13,7 @@ from functools import cache
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FEW = 8  # rows up to which ``multiply`` is faster than torch's product, by a factor of 1.5 to 4 at eight
 
@@ -64,6 +64,24 @@ def multiply(x: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
     loops.use_threads(torch.get_num_threads())
     loops.multiply(x.contiguous().numpy(), weight.numpy(), out.numpy())
     return out
+
+
+class StepLinear(nn.Linear):
+    """``nn.Linear`` that takes a few rows by ``multiply``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        if not (multiplies(rows, self.weight) and self.weight.is_contiguous()):
+            return super().forward(x)
+        out = multiply(rows, self.weight)
+        return (out if self.bias is None else out.add_(self.bias)).view(*x.shape[:-1], self.out_features)
+
+
+def use_step_linear(module: nn.Module) -> None:
+    """Let the plain linear layers inside ``module`` be ``StepLinear``, in place; parameters stay what they are."""
+    for child in module.modules():
+        if type(child) is nn.Linear:
+            child.__class__ = StepLinear
 
 
 def _plain(x: Tensor) -> bool:
