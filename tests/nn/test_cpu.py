@@ -1,14 +1,18 @@
 """Attention of one position a row and products of a few rows, held against torch's."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.tiny import model_config
+from vall_e.backbones.base import build_backbone
 from vall_e.nn.attention import attend_grouped
 from vall_e.nn.cache import KVCache
-from vall_e.nn.cpu import FEW, attend_one, attends, multiplies, multiply
+from vall_e.nn.cpu import FEW, StepLinear, attend_one, attends, multiplies, multiply, use_step_linear
 
 
 def random(rows: int, heads: int, groups: int, size: int = 40, dim: int = 24) -> tuple[torch.Tensor, ...]:
@@ -82,14 +86,12 @@ def test_a_cache_says_what_each_row_has_in_a_step_only() -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_compile_it_at_once_all_get_it(tmp_path) -> None:
+def test_processes_that_compile_it_at_once_all_get_it(tmp_path: Path) -> None:
     """On an empty cache; half-written or mixed files there would end later processes."""
     code = (
         "import torch; from vall_e.nn.cpu import attend_one; x = torch.ones(1, 2, 4, 8);"
         "assert attend_one(x[:, :, :1], x, x, torch.tensor([3])).eq(1).all()"
     )
-    import os
-
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     for _ in range(2):
         processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(4)]
@@ -107,6 +109,33 @@ def test_products_equal_torchs(rows: int, onto: bool) -> None:
     expected = x @ weight.t() + (0 if base is None else base)
     torch.testing.assert_close(multiply(x, weight, base), expected)
     assert base is None or base.equal(before)  # what it is added to stays
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_step_linear_is_the_linear_that_it_was(bias: bool) -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(37, 19, bias=bias))
+    x, many = torch.randn(2, 3, 37), torch.randn(FEW + 1, 37)
+    expected = layers(x), layers(many)
+    use_step_linear(layers)
+    assert type(layers[0]) is StepLinear
+    torch.testing.assert_close((layers(x), layers(many)), expected)  # with gradients: torch's
+    layers.requires_grad_(False)
+    with torch.inference_mode():
+        torch.testing.assert_close((layers(x), layers(many)), tuple(e.detach() for e in expected))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fused", [False, True])
+def test_under_autocast_steps_are_torchs(fused: bool) -> None:
+    backbone = build_backbone(model_config()).eval()
+    if fused:
+        backbone.fuse()
+    cache = backbone.new_cache(2, 4, torch.float32, torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        cache.begin(1)
+        out = backbone(torch.randn(2, 1, backbone.config.dim), torch.zeros(2, 1, dtype=torch.int64), None, cache)
+    assert cache.spans is None and out.isfinite().all()
 
 
 def test_products_are_for_a_few_rows_of_float32_without_gradients() -> None:

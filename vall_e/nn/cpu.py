@@ -20,7 +20,7 @@ FEW = 8  # rows up to which ``multiply`` is faster than torch's product, by a fa
 
 def attends(keys: Tensor, rows: int) -> bool:
     """Whether ``attend_one`` can and should look at ``rows`` rows of a buffer ``keys`` [C, G, S, d]: float32 on a CPU,
-    no gradients wanted, and heads enough for all threads."""
+    neither gradients nor autocast, and heads enough for all threads."""
     return _plain(keys) and rows * keys.shape[1] >= torch.get_num_threads() and _loops() is not None
 
 
@@ -34,9 +34,7 @@ def attend_one(q: Tensor, keys: Tensor, values: Tensor, spans: Tensor) -> Tensor
     """
     q = q.squeeze(2).contiguous()
     out = torch.empty_like(q)
-    loops = _loops()
-    loops.use_threads(torch.get_num_threads())
-    loops.attend(q.numpy(), _whole(keys).numpy(), _whole(values).numpy(), spans.numpy(), out.numpy())
+    _ready().attend(q.numpy(), _whole(keys).numpy(), _whole(values).numpy(), spans.numpy(), out.numpy())
     return out.unsqueeze(2)
 
 
@@ -47,7 +45,8 @@ def _whole(view: Tensor) -> Tensor:
 
 
 def multiplies(x: Tensor, weight: Tensor) -> bool:
-    """Whether ``multiply`` can and should take ``x`` [M, I]: a few rows of float32 on a CPU, no gradients wanted."""
+    """Whether ``multiply`` can and should take ``x`` [M, I]: a few rows of float32 on a CPU, neither gradients nor
+    autocast."""
     if len(x) > FEW or torch.compiler.is_compiling() or weight.dtype != torch.float32:
         return False
     return _plain(x) and _loops() is not None
@@ -60,9 +59,7 @@ def multiply(x: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
         weight: contiguous.
     """
     out = x.new_zeros(len(x), len(weight)) if onto is None else onto.clone(memory_format=torch.contiguous_format)
-    loops = _loops()
-    loops.use_threads(torch.get_num_threads())
-    loops.multiply(x.contiguous().numpy(), weight.numpy(), out.numpy())
+    _ready().multiply(x.contiguous().numpy(), weight.numpy(), out.numpy())
     return out
 
 
@@ -85,7 +82,16 @@ def use_step_linear(module: nn.Module) -> None:
 
 
 def _plain(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+
+
+def _ready() -> ModuleType:
+    """The loops, to run on as many threads as torch."""
+    loops = _loops()
+    loops.use_threads(torch.get_num_threads())
+    return loops
 
 
 @cache
