@@ -85,6 +85,16 @@ def test_a_cache_says_what_each_row_has_in_a_step_only() -> None:
     assert static.spans is None
 
 
+def test_the_loops_leave_the_number_of_torchs_threads_alone() -> None:
+    """Sums depend on it: the first speech of a process would differ from those that follow."""
+    code = (
+        "import torch; from vall_e.nn.cpu import attend_one; x = torch.ones(1, 2, 4, 8); torch.set_num_threads(1);"
+        "assert torch.get_num_threads() == 1; attend_one(x[:, :, :1], x, x, torch.tensor([3]));"
+        "assert torch.get_num_threads() == 1"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 @pytest.mark.slow
 def test_processes_that_compile_it_at_once_all_get_it(tmp_path: Path) -> None:
     """On an empty cache; half-written or mixed files there would end later processes."""

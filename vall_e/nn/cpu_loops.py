@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -29,7 +30,10 @@ def prepare() -> bool:
         return False
     if numba.config.THREADING_LAYER == "default":
         numba.config.THREADING_LAYER = "omp"
-    use_threads(1)  # starts the layer, unless another library has started one
+    # Starts the layer, unless another library has. The thread that does so computes on all CPUs from then on, torch's
+    # sums with it, whatever it was told before: so not the thread that called.
+    with ThreadPoolExecutor(1) as starter:
+        starter.submit(use_threads, 1).result()
     if numba.threading_layer() != "omp":
         return False
     attend = _compiled("void(f4[:,:,::1], f4[:,:,:,::1], f4[:,:,:,::1], i8[::1], f4[:,:,::1])", _attend)
