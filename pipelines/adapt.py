@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import signal
 import sys
@@ -26,6 +25,7 @@ from pipelines.watched import check_watched
 from stages.origin import tags_environment
 from vall_e.config import ConfigError, merge, parse_yaml
 from vall_e.corpus.work import digest_of, replace_folder
+from vall_e.registry import model_name
 
 CODE = ("conf", "stages", "vall_e")
 FILES = ("dvc.yaml", ".dvcignore")
@@ -104,7 +104,8 @@ def prepare(
     uri, experiment = tracking_of(root)
     here = {
         "ingest": {"source": "folder", "path": recordings.resolve().as_posix(), "layout": "auto", "pattern": None},
-        "registry": {"name": registered_name(experiment, workspace.name)},
+        # one of its own: it would be held against other people's
+        "registry": {"name": model_name(experiment, workspace.name)},
         "tracking": {"uri": uri},
     }
     from_profile, text = profile_overrides(root, profile), (root / "params.yaml").read_text(encoding="utf-8")
@@ -145,11 +146,6 @@ def of_voice(folder: Path, named: Path) -> dict[str, Any]:
         "train": {"init_from": named.as_posix()},
         "sampling": config["sampling"],
     }
-
-
-def registered_name(experiment: str, name: str) -> str:
-    """Under which the voice ``name`` is registered: one of its own, or it would be held against other people's."""
-    return "-".join([experiment, re.sub(r"[^\w.-]+", "-", name)])
 
 
 def found_from_afar(root: Path, raw: Mapping[str, Any]) -> dict[str, Any]:

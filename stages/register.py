@@ -19,12 +19,13 @@ def run(stage: Context) -> Figures:
     from stages import registry, tracking
     from stages.gates import figures_of
     from vall_e.corpus.schema import RESULTS, read_rows
+    from vall_e.registry import model_name
 
     params, voice = stage.params, Path("models/voice")
     evaluate, score = (json.loads(Path(f"metrics/{name}.json").read_text("utf-8")) for name in ("evaluate", "score"))
     example = min(read_rows("data/evaluate/results.parquet", RESULTS), key=lambda row: (len(row["text"]), row["id"]))
     client, _ = tracking.open_store(params.tracking, ROOT)
-    name = params.registry.name or f"{params.tracking.experiment}-{params.profile}"
+    name = params.registry.name or model_name(params.tracking.experiment, params.profile)
     trained = training_run_of(stage.stage)
     run_id = trained if tracking.exists(client, trained) else stage.run.id
     told = client.get_run(run_id).data.tags

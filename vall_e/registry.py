@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import Field
@@ -9,7 +10,7 @@ from pydantic import Field
 from vall_e.fields import Fraction, Section
 
 Rate = Annotated[float, Field(ge=0.0)]
-_NAME = r"^[^/:@\s][^/:@]*$"  # NAME@champion is an alias
+_NAME = r"^[\w.-][\w. -]*$"  # what MLflow takes in a tag's name too, which tells a run the models that came from it
 
 
 class GatesConfig(Section):
@@ -31,3 +32,9 @@ class RegistryConfig(Section):
         None, description="of the registered model; null: tracking.experiment and the profile, such as vall-e-demo"
     )
     gates: GatesConfig = GatesConfig()
+
+
+def model_name(experiment: str, name: str) -> str:
+    """Under which models of a profile or a workspace ``name`` are registered where ``registry.name`` is null: what
+    MLflow does not take in names, as the + of joined profiles, is a hyphen."""
+    return re.sub(r"[^\w.-]+", "-", f"{experiment}-{name}")

@@ -18,7 +18,7 @@ from tests.test_cli import make_voice
 from tests.test_jobs import tone
 from vall_e.config import TrackingConfig
 from vall_e.models.checkpoint import load_config
-from vall_e.registry import GatesConfig
+from vall_e.registry import GatesConfig, RegistryConfig, model_name
 
 CONFIG = TrackingConfig(experiment="voices")
 GATES = GatesConfig(max_wer=0.3, min_similarity=None)
@@ -57,6 +57,15 @@ def train(root: Path) -> tracking.Run:
 def register(root: Path, voice: Path, prompt: Path, name: str, run: tracking.Run | None = None):
     run = run or train(root)
     return run.client, registry.register(run.client, name, run.id, voice, "one two", prompt, {"profile": "demo"})
+
+
+def test_models_of_joined_profiles_have_a_name_that_mlflow_takes(root, voices, prompt):
+    name = model_name("voices of Anna's/2026", "digits+tiny-depth")
+    assert RegistryConfig(name=name).name == name == "voices-of-Anna-s-2026-digits-tiny-depth"
+    run = train(root)
+    client, version = register(root, voices[0], prompt, name, run)
+    told = lineage.tagged(client.get_run(run.id), lineage.MODEL)
+    assert [key for key, _ in told] == [f"{name}.{version.version}"]
 
 
 def test_the_same_voice_is_registered_once_whoever_trained_it(root, voices, prompt, tmp_path):
