@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,9 +13,11 @@ from transformers import LlamaConfig, LlamaModel
 from tests.backbones.checks import check_cache, check_causal, check_prefill
 from tests.tiny import model_config
 from vall_e.backbones.base import build_backbone
+from vall_e.backbones.fused import FusedBlock
 from vall_e.backbones.llama import Llama
 from vall_e.family import ModelConfig
-from vall_e.nn.cpu import attend_one
+from vall_e.nn.cache import KVCache
+from vall_e.nn.cpu import FEW, block_step
 from vall_e.nn.masks import Mask
 from vall_e.nn.unpadded import Unpadded
 
@@ -92,13 +97,59 @@ def test_steps_read_what_each_row_has(monkeypatch: pytest.MonkeyPatch) -> None:
     fused.fuse()
     seen: list[list[int]] = []
 
-    def watched(q: Tensor, keys: Tensor, values: Tensor, spans: Tensor) -> Tensor:
-        seen.append(spans.tolist())
-        return attend_one(q, keys, values, spans)
+    def watched(*given: Any) -> Tensor:
+        seen.append(given[-1].tolist())
+        return block_step(*given)
 
-    monkeypatch.setattr("vall_e.nn.attention.attend_one", watched)
+    monkeypatch.setattr("vall_e.backbones.fused.block_step", watched)
     check_cache(fused, ((7, 1, 4), (1, 1, 1), (3, 3, 3)))
     assert seen == fused.config.layers * [[5, 8, 2]]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rows", [1, 3, FEW, FEW + 1])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_a_step_in_one_call_is_the_step_in_many(rows: int, kv_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    fused = build_backbone(model_config(dim=48, heads=4, kv_heads=kv_heads, ff_dim=88)).eval()
+    fused.fuse()
+    calls: list[int] = []
+    monkeypatch.setattr("vall_e.backbones.fused.block_step", lambda *given: calls.append(1) or block_step(*given))
+    prompt, step = torch.randn(rows, 5, 48), torch.randn(rows, 1, 48)
+
+    def run() -> tuple[Tensor, Tensor]:
+        cache = fused.new_cache(rows, 9, torch.float32, torch.device("cpu"))
+        for x, counts in ((prompt, torch.arange(rows) % 5 + 1), (step, None)):
+            positions = cache.positions(x.shape[1])
+            cache.begin(x.shape[1], counts)
+            out = fused(x, positions, None, cache)
+            cache.end()
+        return out, cache.select(torch.arange(rows)).tensors["keys"][-1][:, :, :6]
+
+    found = run()
+    assert len(calls) == (fused.config.layers if rows <= FEW else 0)
+    monkeypatch.setattr(FusedBlock, "steps", lambda *_: False)
+    torch.testing.assert_close(found, run(), atol=2e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_steps_follow_weights_that_are_changed_copied_or_moved() -> None:
+    def step(block: FusedBlock) -> Tensor:
+        cache = KVCache(1, 1, 2, 4, 16, torch.float32, torch.device("cpu"))
+        cache.begin(1)
+        return block(torch.ones(1, 1, 32), (torch.ones(1, 1, 1, 16), torch.zeros(1, 1, 1, 16)), None, cache)
+
+    torch.manual_seed(0)
+    backbone = build_backbone(model_config(dim=32, heads=2, kv_heads=2)).eval()
+    backbone.fuse()
+    block = backbone.blocks[0]
+    first, copied = step(block), copy.deepcopy(block)
+    block.o.transposed.mul_(2)
+    changed = step(block)
+    assert not changed.equal(first)
+    assert step(copied).equal(first)
+    block.double().float().o.transposed.div_(2)
+    torch.testing.assert_close(step(block), first)
 
 
 def test_rows_without_padding_and_back() -> None:

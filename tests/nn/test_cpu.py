@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +40,19 @@ def test_large_scores_do_not_overflow() -> None:
     mask = (torch.arange(40) < spans[:, None])[:, None, None]
     q = q * 1e3
     torch.testing.assert_close(attend_one(q, keys, values, spans), attend_grouped(q, keys, values, mask))
+
+
+def test_exponentials_are_those_of_numpy_and_end_nowhere_in_infinity() -> None:
+    from vall_e.nn import cpu_loops
+
+    @numba.njit
+    def exponentials(x: np.ndarray) -> np.ndarray:
+        return np.array([cpu_loops._exp(each) for each in x])
+
+    x = np.linspace(-87, 88, 20_001, dtype=np.float32)
+    np.testing.assert_allclose(exponentials(x), np.exp(x.astype(np.float64)), rtol=3e-7)
+    ends = exponentials(np.array([-np.inf, -1e9, 1e9, np.nan], dtype=np.float32))
+    assert (ends[:2] < 2e-38).all() and np.isfinite(ends[2]) and np.isnan(ends[3])
 
 
 def test_what_lies_behind_a_row_is_not_read_and_nan_is_not_hidden() -> None:

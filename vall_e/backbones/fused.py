@@ -8,6 +8,7 @@ D width, H heads, G key/value heads, d = D / H, E inner width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ from torch.nn import functional as F
 
 from vall_e.backbones.llama import Block
 from vall_e.nn.attention import Attention, Watch, attend_grouped
-from vall_e.nn.cache import KVCache
-from vall_e.nn.cpu import multiplies, multiply
+from vall_e.nn.cache import Cache, KVCache
+from vall_e.nn.cpu import FEW, BlockWeights, block_step, multiplies, multiply
 from vall_e.nn.feedforward import SwiGLU
 from vall_e.nn.norm import RMSNorm
 from vall_e.nn.rope import turn
@@ -99,6 +100,7 @@ class FusedBlock(nn.Module):
         self.gate_up = FusedLinear(feedforward.gate, feedforward.up, scale=scale) if swiglu else None
         self.down = FusedLinear(feedforward.down) if swiglu else None
         self.feedforward = None if swiglu else feedforward
+        self._weights: BlockWeights | tuple[()] | None = None
         self._bound: tuple[Callable[..., Tensor] | None, ...] | None = None
 
     def _parts(self) -> tuple[Callable[..., Tensor] | None, ...]:
@@ -107,6 +109,31 @@ class FusedBlock(nn.Module):
             modules = (self.attention_norm, self.qkv, self.o, self.feedforward_norm, self.gate_up, self.down)
             self._bound = tuple(None if module is None else module.forward for module in modules)
         return self._bound
+
+    def steps(self, cache: Cache) -> bool:
+        """Whether the forward under way goes through ``block_step``: a position of each of a few rows."""
+        if cache.spans is None or len(cache.spans) > FEW or self.watch is not None:
+            return False
+        if self._weights is None:
+            self._weights = self._joined() or ()
+        return bool(self._weights)
+
+    def _joined(self) -> BlockWeights | None:
+        """What ``block_step`` takes; None where a product is another one, or has a bias."""
+        products = (self.qkv, self.o, self.gate_up, self.down)
+        if not all(type(p) is FusedLinear and p.bias is None and p.weight.dtype == torch.float32 for p in products):
+            return None
+        if not all(p.weight.is_contiguous() for p in products):
+            return None
+        floors = torch.stack((self.attention_norm.floor, self.feedforward_norm.floor))
+        return BlockWeights(*(p.weight.numpy() for p in products), floors.numpy())
+
+    def _apply(self, *args: Any, **options: Any) -> Self:
+        self._weights = None  # they may lie elsewhere now
+        return super()._apply(*args, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_weights": None}  # a copy has its own
 
     def forward(
         self,
@@ -122,9 +149,12 @@ class FusedBlock(nn.Module):
         Args:
             unpadded: ``x`` is [1, N, D], rows without their padding; all else is about padded rows.
         """
-        attention_norm, qkv, o, feedforward_norm, gate_up, down = self._parts()
         shape = batch, length, width = x.shape
         x = x.reshape(-1, width)
+        if cache is not None and self.steps(cache) and isinstance(angles, tuple):
+            keys, values = (cache.tensors[name][layer] for name in ("keys", "values"))
+            return block_step(x, self._weights, angles, keys, values, cache.spans).view(shape)
+        attention_norm, qkv, o, feedforward_norm, gate_up, down = self._parts()
         heads, turned, dim = self.heads, self.heads + self.kv_heads, self.head_dim
         out = qkv(attention_norm(x))
         if unpadded is not None:

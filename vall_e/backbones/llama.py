@@ -84,17 +84,18 @@ class Llama(Backbone):
         elif cache is None or cache.empty or not self.fused:
             found = rotary(positions, dim, rope)
         else:
-            return self._looked_up(positions, max(cache.known) + positions.shape[1], dtype)
+            found = self._looked_up(positions, max(cache.known) + positions.shape[1], dtype)
+            one = positions.shape[1] == 1 and not self.compiled
+            return turns(found) if one and not self.blocks[0].steps(cache) else found
         return tuple(a.to(dtype) for a in signed(found)) if self.fused else found
 
-    def _looked_up(self, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | Tensor:
+    def _looked_up(self, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Angles from a table [P, 2 d] of the positions below a power of two, made once."""
         if self._table is None or len(self._table) < longest or self._table.dtype != dtype:
             every = torch.arange(max(256, 1 << longest.bit_length()), device=positions.device)[None]
             angles = signed(rotary(every, self.config.dim // self.config.heads, self.config.rope))
             self._table = torch.cat(angles, dim=-1)[0, 0].to(dtype)
-        found = F.embedding(positions, self._table).unsqueeze(1).chunk(2, dim=-1)
-        return turns(found) if positions.shape[1] == 1 and not self.compiled else found
+        return F.embedding(positions, self._table).unsqueeze(1).chunk(2, dim=-1)
 
     def fuse(self) -> None:
         """Make the blocks faster for inference, in place, where they are plain (``vall_e.backbones.fused``)."""

@@ -1,4 +1,5 @@
-"""What a step of decoding is made of, in loops of our own on a CPU: products and attention of a few positions.
+"""What a step of decoding is made of, in loops of our own on a CPU: products and attention of a few positions, and
+Llama's whole block.
 
 Both read far more memory than they compute with, and torch's kernels are made for the opposite. Its products of a few
 rows reach half of what memory gives on an AMD CPU (an eighth, where weights fit into its caches). Its attention, made
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 from functools import cache
 from types import ModuleType
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +63,40 @@ def multiply(x: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
     """
     out = x.new_zeros(len(x), len(weight)) if onto is None else onto.clone(memory_format=torch.contiguous_format)
     _ready().multiply(x.contiguous().numpy(), weight.numpy(), out.numpy())
+    return out
+
+
+class BlockWeights(NamedTuple):
+    """Llama's block for ``block_step``, float32, as ``vall_e.backbones.fused`` joins its layers; E inner width.
+
+    Attributes:
+        qkv, o, gate_up, down: [(H + 2 G) d, D], [D, H d], [2 E, D], [D, E].
+        floors: [2], what the two norms add to the Euclidean length of a row (``FusedNorm.floor``).
+    """
+
+    qkv: np.ndarray
+    o: np.ndarray
+    gate_up: np.ndarray
+    down: np.ndarray
+    floors: np.ndarray
+
+
+def block_step(
+    x: Tensor, weights: BlockWeights, angles: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, spans: Tensor
+) -> Tensor:
+    """One position of each row through a whole block, one call instead of some forty: float32 [B, D] → [B, D].
+
+    Behind a product that has read more than the processor's caches hold, each call of Python or torch waits for its own
+    code and data to come back from memory: a tenth of a millisecond a layer, and as much of all others.
+
+    Args:
+        angles: ``signed`` ones, [B, 1, 1, d].
+        keys, values: buffers [C, G, S, d] with C at least B, to which the new ones are written.
+        spans: int64 [B], slots in use, with the one that is written.
+    """
+    x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+    buffers = (t.numpy() for t in (*angles, keys, values, spans, out))
+    _ready().step(x.numpy(), *weights, *buffers)
     return out
 
 
