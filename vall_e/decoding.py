@@ -62,7 +62,8 @@ class SamplingParams(FilterParams):
 
     repetition_penalty: PositiveFloat = Field(
         1.0,
-        description="above 1 makes codes of the last frames less likely: their log-probabilities are multiplied by it",
+        description="above 1 makes codes of the last frames less likely: logits above the mean are divided by it, "
+        "those below multiplied",
     )
     repetition_window: Annotated[int, Field(gt=0, le=10_000)] = Field(
         75, description="frames that repetition and dry penalties look back"

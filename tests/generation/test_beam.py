@@ -32,15 +32,20 @@ def eager(kind: str = "ar-depth", seed: int = 0, sharper: float = 1.0) -> VallE:
     return model
 
 
-def score(model: VallE, prompt: Sample, codes: np.ndarray, stops: bool, power: float) -> float:
-    """Of an output int64 [l, T] on level 0, in one forward without a cache."""
+def score(model: VallE, prompt: Sample, codes: np.ndarray, stops: bool, power: float, penalty: float = 1.0) -> float:
+    """Of an output int64 [l, T] on level 0, in one forward without a cache; ``penalty`` is on what it repeats."""
     new = np.zeros((LEVELS, codes.shape[1]), dtype=np.int64)
     new[: len(codes)] = codes
     packed = pack([replace(prompt, response=new, spoken=None)], model.layout)
     with torch.no_grad():
         states = model.heads.prepare(model.hidden(packed)[0, int(packed.response[0]) :])
-        log_p = model.heads(states, 0, []).double().log_softmax(-1)
+        logits = model.heads(states, 0, []).double()
     said = [*codes[0].tolist(), *([CODES] if stops else [])]
+    logits = logits[: len(said)] - logits[: len(said)].mean(-1, keepdim=True)
+    for at in range(len(said)):
+        for code in set(said[:at]):
+            logits[at, code] *= 1 / penalty if logits[at, code] > 0 else penalty
+    log_p = logits.log_softmax(-1)
     return float(sum(log_p[at, code] for at, code in enumerate(said))) / len(said) ** power
 
 
@@ -49,6 +54,7 @@ def score(model: VallE, prompt: Sample, codes: np.ndarray, stops: bool, power: f
 @pytest.mark.parametrize("penalty", [1.0, 3.0])
 def test_width_one_is_greedy_code_for_code(kind: str, strength: float, penalty: float) -> None:
     model, prompts = build(kind, seed=3), make_prompts()
+    prompts[1] = replace(prompts[1], response=prompts[2].prompt[:, :4], spoken=None)
     ar = GREEDY.ar.model_copy(update={"repetition_penalty": penalty})
     found = beam_search(model, prompts, searching(1, guidance=strength, ar=ar), [9, 12, 5])
     greedy = decode(model, prompts, GREEDY.model_copy(update={"guidance": strength, "ar": ar}), [0] * 3, [9, 12, 5])
@@ -110,13 +116,15 @@ def test_a_row_finds_the_same_alone_and_in_a_ragged_batch() -> None:
 
 
 def test_hypotheses_have_histories_of_their_own() -> None:
-    """Harshly penalised, none of them repeats a code, whatever the others have said."""
-    model, prompts = eager(seed=1), make_prompts()
+    """Scores count what each of them repeats itself, whatever the others have said."""
+    model, prompts = eager(seed=1, sharper=2.0), make_prompts()
     with torch.no_grad():
         model.heads.first.weight[CODES] = -3 * model.heads.first.weight[:CODES].mean(0)
-    ar = GREEDY.ar.model_copy(update={"repetition_penalty": 1e3})
-    for (found,) in beam_search(model, prompts, searching(4, ar=ar), [8] * 3):
-        assert len(set(found.codes[0].tolist())) == found.codes.shape[1]
+    ar, repeated = GREEDY.ar.model_copy(update={"repetition_penalty": 1.5}), 0
+    for (found,), prompt in zip(beam_search(model, prompts, searching(4, ar=ar), [8] * 3), prompts, strict=True):
+        assert found.score == pytest.approx(score(model, prompt, found.codes, found.finished, 1.0, 1.5), abs=1e-4)
+        repeated += len(set(found.codes[0].tolist())) < found.codes.shape[1]
+    assert repeated
 
 
 def test_what_cannot_be_searched_is_refused() -> None:

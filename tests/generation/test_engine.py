@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,8 +156,10 @@ def test_written_symbols_leave_and_join_too() -> None:
         _same(ticket.candidates(), decode(model, [prompt], GREEDY, [0], [limit])[0])
 
 
-@pytest.mark.parametrize("guidance", [0.0, 60.0])
-def test_the_repetition_penalty_multiplies_log_probabilities(monkeypatch: pytest.MonkeyPatch, guidance: float) -> None:
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_the_repetition_penalty_is_ctrls_on_logits_less_their_mean(
+    monkeypatch: pytest.MonkeyPatch, guidance: float
+) -> None:
     """What is drawn does not depend on where the zero of the logits is, guided or not."""
     model, prompts = build("ar-depth"), make_prompts()
     sampling = SamplingConfig(ar={"temperature": 0.0, "repetition_penalty": 1.3}, guidance=guidance, candidates=1)
@@ -171,14 +174,15 @@ def test_the_repetition_penalty_multiplies_log_probabilities(monkeypatch: pytest
     plain = decode(model, prompts, sampling, [3, 4, 5], [9, 9, 9])
     punished = 0
     for logits, history, token in told[:: model.layout.shown]:
-        torch.testing.assert_close(logits.logsumexp(-1), torch.zeros(len(logits)), atol=1e-4, rtol=0)
+        torch.testing.assert_close(logits.mean(-1), torch.zeros(len(logits)), atol=1e-4, rtol=0)
         for row, past in enumerate(history):
             seen = torch.zeros(logits.shape[1], dtype=torch.bool)
             seen[past[past >= 0]] = True
-            want = torch.where(seen, 1.3 * logits[row], logits[row]).argmax()
+            less = torch.where(logits[row] > 0, logits[row] / 1.3, logits[row] * 1.3)
+            want = torch.where(seen, less, logits[row]).argmax()
             assert token[row] == want
             punished += int(want != logits[row].argmax())
-    assert guidance or punished
+    assert punished
 
     def shifted(self: VallE, *args: object) -> tuple:
         states, logits = first(self, *args)
@@ -187,3 +191,46 @@ def test_the_repetition_penalty_multiplies_log_probabilities(monkeypatch: pytest
     monkeypatch.setattr(type(model), "first", shifted)
     for a, b in zip(plain, decode(model, prompts, sampling, [3, 4, 5], [9, 9, 9]), strict=True):
         np.testing.assert_array_equal(a[0].codes, b[0].codes)
+
+
+def _sure(monkeypatch: pytest.MonkeyPatch, code: int) -> VallE:
+    """A model that always says ``code`` at p > 0.99, next to it another one."""
+    model, logits = build("ar-depth"), torch.full((CODES + 1,), -2.0)
+    logits[code], logits[code + 1] = 11.0, 6.0
+    assert logits.softmax(0)[code] > 0.99
+    first = type(model).first
+    monkeypatch.setattr(type(model), "first", lambda *args: (first(*args)[0], logits.expand(len(args[1]), -1)))
+    return model
+
+
+def test_a_certain_code_that_repeats_itself_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The likeliest is another one then, and of forty draws about half are."""
+    model, prompts = _sure(monkeypatch, 4), make_prompts(1)
+
+    def second(penalty: float, temperature: float, rows: int) -> list[int]:
+        ar = {"temperature": temperature, "repetition_penalty": penalty}
+        sampling = SamplingConfig(ar=ar, guidance=0.0, candidates=1)
+        found = decode(model, prompts * rows, sampling, range(rows), [2] * rows)
+        return [row.codes[0, 1] for (row,) in found if row.codes[0, 0] == 4]
+
+    assert second(1.0, 0.0, 1) == [4] and second(2.0, 0.0, 1) == [5]
+    assert second(1.0, 1.0, 40).count(4) >= 38 and second(2.0, 1.0, 40).count(4) < 28
+
+
+@pytest.mark.parametrize("penalty", [{"repetition_penalty": 3.0}, {"dry_multiplier": 5.0, "dry_allowed": 1}])
+def test_penalties_count_what_a_response_goes_on_from(penalty: dict) -> None:
+    """Cut in two, a response is what it was, and its window is no longer."""
+    model, prompts = build("ar-depth", seed=3), make_prompts(2)
+    model.heads.first.weight.data[CODES] = 0
+    ar = {"temperature": 0.0, "banned": [CODES], "repetition_window": 6} | penalty
+    sampling = SamplingConfig(ar=ar, guidance=0.0, candidates=2)
+    whole = [rows[0].codes for rows in decode(model, prompts, sampling, [1, 2], [14, 14])]
+    begun = [replace(p, response=codes[:, :8], spoken=None) for p, codes in zip(prompts, whole, strict=True)]
+    engine = Engine(model, sampling)
+    engine.add(begun, [1, 2], [6, 6])
+    history = engine.state.chains[0].history
+    assert history.shape == (4, 6)
+    for row, codes in zip(history, [whole[0], whole[0], whole[1], whole[1]], strict=True):
+        assert row[:5].tolist() == codes[0, 3:8].tolist()
+    for rows, codes in zip(decode(model, begun, sampling, [1, 2], [6, 6]), whole, strict=True):
+        np.testing.assert_array_equal(rows[0].codes, codes[:, 8:])

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from tests.sampling.logits import make_logits
-from vall_e.sampling.penalties import ban, dry, length_penalty, repetition_penalty
+from vall_e.sampling.penalties import ban, centred, dry, length_penalty, repetition_penalty
 
 V = 20
 
@@ -46,6 +46,16 @@ def test_repetition_penalty_decays_and_counts_as_by_hand(decay: float, each: boo
     if decay == 0:
         once = repetition_penalty(logits, history, 1.7)
         assert torch.equal(found, once) is not each
+
+
+def test_logits_are_centred_by_those_that_are_finite() -> None:
+    logits = make_logits()
+    logits[2, :7] = -torch.inf
+    found = centred(logits)
+    torch.testing.assert_close(centred(logits + 9.0), found)
+    assert torch.equal(torch.isfinite(found), torch.isfinite(logits))
+    for row, values in zip(found, logits, strict=True):
+        torch.testing.assert_close(row, values - values[torch.isfinite(values)].mean())
 
 
 def test_length_penalty_is_monotone_both_ways() -> None:

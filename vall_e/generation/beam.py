@@ -22,6 +22,7 @@ from vall_e.models.packing import Sample, pack
 from vall_e.models.vall_e import VallE
 from vall_e.sampling.chain import Chain
 from vall_e.sampling.guidance import guide
+from vall_e.sampling.penalties import centred
 
 UNFILTERED = {"temperature": 1.0, "min_temperature": None, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "top_n_sigma": 0.0}
 
@@ -123,7 +124,8 @@ class _Search:
         bounds = zip(longest, shortest, strict=True)
         self.beams = [_Beam(sampling.beam.width, *bound, greedy=i) for i, bound in enumerate(bounds)]
         penalties = sampling.ar.model_copy(update=UNFILTERED)
-        self.chain = Chain(penalties, len(prompts), layout.size(self.vocabulary), model.device, self.stop)
+        past = [torch.tensor(p.begun) for p in prompts]
+        self.chain = Chain(penalties, len(prompts), layout.size(self.vocabulary), model.device, self.stop, past)
         self.owner = list(range(len(prompts)))  # of each row
         self.totals = torch.zeros(len(prompts), dtype=torch.float64, device=model.device)
         self.out = torch.zeros(len(prompts), self.shown, 0, dtype=torch.int64, device=model.device)
@@ -203,7 +205,7 @@ class _Search:
         log_p = self.model.first(self.last, self.vocabulary)[1].log_softmax(-1)
         if self.guided:
             log_p = guide(log_p[:rows], log_p[rows:], self.sampling.guidance, self.sampling.guidance_rescale)
-        return self.chain.warp(log_p.log_softmax(-1)).double().log_softmax(-1)
+        return self.chain.warp(centred(log_p)).double().log_softmax(-1)
 
     def _frames(self, chosen: Sequence[_Next]) -> Tensor:
         """The symbols of ``chosen`` with the likeliest codes of the later levels, int64 [R', l]."""

@@ -26,6 +26,7 @@ from vall_e.nn.cache import Cache
 from vall_e.sampling.chain import Chain
 from vall_e.sampling.guidance import guide
 from vall_e.sampling.noise import RowNoise
+from vall_e.sampling.penalties import centred
 from vall_e.tasks import Vocabulary
 
 ROOM = 256  # frames or symbols that there is room for at first
@@ -219,7 +220,8 @@ class Engine:
         tickets = [Ticket([Row(self.shown, *bound) for _ in range(count)]) for bound in bounds]
         rows = [row for ticket in tickets for row in ticket.rows]
         streams = [(seed * 1_000_003 + c) % 2**63 for seed in seeds for c in range(count)]
-        state, self.seen = _State(self, rows, streams), None
+        past = [torch.tensor(p.begun) for p in prompts for _ in range(count)]
+        state, self.seen = _State(self, rows, streams, past), None
         pending = state.draw(hidden[torch.tensor(share, device=device)])
         if self.rows:
             self.state.extend(state)
@@ -272,14 +274,14 @@ class Engine:
 
 
 class _State:
-    """What drawing has to remember of R rows."""
+    """What drawing has to remember of R rows, each of which goes on from its ``past`` int64 [P] of level 0."""
 
-    def __init__(self, engine: Engine, rows: Sequence[Row], streams: Sequence[int]) -> None:
+    def __init__(self, engine: Engine, rows: Sequence[Row], streams: Sequence[int], past: Sequence[Tensor]) -> None:
         model, params = engine.model, engine.sampling.ar
         size, device = model.layout.size(engine.vocabulary), model.device
         self.engine, self.rows = engine, list(rows)
         self.noise = RowNoise(streams, (engine.shown, size), device, AHEAD)
-        self.chains = [Chain(params, len(rows), size, device, engine.stop)]
+        self.chains = [Chain(params, len(rows), size, device, engine.stop, past)]
         later = SamplingParams(**params.filters)  # of one distribution only: what is remembered is of level 0
         self.chains += [Chain(later, len(rows), size - 1, device, None) for _ in range(1, engine.shown)]
         self.remembers = params.remembers
@@ -329,7 +331,7 @@ class _State:
             logits = guide(conditioned, null, engine.sampling.guidance, engine.sampling.guidance_rescale)
             attention = None if attention is None else attention[0::2]
         if self.remembers:
-            logits = logits.log_softmax(-1)  # penalties weigh log-probabilities, guided or not
+            logits = centred(logits)  # penalties divide what is above the mean, wherever the logits have their zero
         if any(row.count < row.shortest for row in self.rows):
             early = [row.count + a < row.shortest for row in self.rows for a in ahead]
             blocked = torch.tensor(early, device=logits.device)

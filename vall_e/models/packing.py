@@ -106,6 +106,11 @@ class Sample:
         """Frames or symbols of the output."""
         return self.response.shape[1] if self.vocabulary == "codes" else len(self.symbols)
 
+    @property
+    def begun(self) -> np.ndarray:
+        """Int64 [R], what is there of the output: its codes of level 0, or its symbols."""
+        return self.response[0] if self.vocabulary == "codes" else self.symbols
+
     def codes(self, segment: str) -> np.ndarray:
         """Int64 [L, N] of an audio segment; N = 0 where the row has none."""
         return self.prompt if segment == "prompt" else self.more.get(segment, self.prompt[:, :0])

@@ -60,12 +60,21 @@ class Chain:
         rows: R.
         vocabulary: V.
         stop: the token that ends a row, whose chance the length penalty changes; None if there is none.
+        past: tokens int64 [P] that each row goes on from, which repetition and DRY penalties look back at.
 
     Raises:
         ValueError: all tokens are banned, or all but ``stop``.
     """
 
-    def __init__(self, params: Any, rows: int, vocabulary: int, device: torch.device, stop: int | None) -> None:
+    def __init__(
+        self,
+        params: Any,
+        rows: int,
+        vocabulary: int,
+        device: torch.device,
+        stop: int | None,
+        past: Sequence[Tensor] = (),
+    ) -> None:
         self.params, self.stop = params, stop
         codes = set(range(vocabulary)) - {stop}
         if codes <= set(params.banned):
@@ -73,6 +82,9 @@ class Chain:
         looks_back = params.repetition_penalty != 1.0 or params.dry_multiplier > 0
         window = params.repetition_window if looks_back else 0
         self.history = torch.full((rows, window), -1, dtype=torch.int64, device=device)
+        for row, tokens in enumerate(past):
+            newest = tokens[max(0, len(tokens) - window) :]
+            self.history[row, window - len(newest) :] = newest.to(device)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.bound = mirostat.begin(rows, params.mirostat_tau, device)
         self._counts = params.length_penalty != 0.0 and stop is not None

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from vall_e.sampling.penalties import centred
+
 COLDEST = 1e-30  # temperature at which logits of 10^8 are finite, and those that differ at all are worlds apart
 
 
@@ -59,8 +61,7 @@ def top_n_sigma(logits: Tensor, n: float) -> Tensor:
         return logits
     there = torch.isfinite(logits)
     count = there.sum(-1, keepdim=True)
-    centred = logits - logits.masked_fill(~there, 0.0).sum(-1, keepdim=True) / count
-    deviation = (centred.masked_fill(~there, 0.0).square().sum(-1, keepdim=True) / count).sqrt()
+    deviation = (centred(logits).masked_fill(~there, 0.0).square().sum(-1, keepdim=True) / count).sqrt()
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) - n * deviation, -torch.inf)
 
 

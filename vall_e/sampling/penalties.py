@@ -13,6 +13,13 @@ from torch import Tensor
 MOST = 1e30  # no penalty makes a logit infinite: something must be left to draw
 
 
+def centred(logits: Tensor) -> Tensor:
+    """Logits [R, V] less the mean of their finite ones, wherever their zero was."""
+    there = torch.isfinite(logits)
+    mean = logits.masked_fill(~there, 0.0).sum(-1, keepdim=True) / there.sum(-1, keepdim=True).clamp(min=1)
+    return logits - mean
+
+
 def repetition_penalty(
     logits: Tensor, history: Tensor, penalty: float, decay: float = 0.0, each: bool = False
 ) -> Tensor:
@@ -21,7 +28,8 @@ def repetition_penalty(
     Args:
         logits: float [R, V].
         history: int64 [R, W].
-        penalty: 1 is the identity; above 1 positive logits are divided and negative ones multiplied by it.
+        penalty: 1 is the identity; above 1 positive logits are divided and negative ones multiplied by it. What is
+            positive should not be chance: see ``centred``.
         decay: share of its exponent that is gone with each step back: 0 is CTRL's, 1 sees the newest token only.
         each: a token is punished for each of its occurrences, not for the newest.
     """
