@@ -14,9 +14,10 @@ from tests.generation.voices import voice as small_voice
 from tests.test_cli import make_voice
 from tests.test_jobs import tone
 from vall_e import Audio, Request, SamplingConfig, SpeechError, Voice
-from vall_e.generation import planning, segments
+from vall_e.generation import planning, segments, sounds
 from vall_e.generation.ar import Candidate
 from vall_e.generation.speech import one_channel
+from vall_e.text.tokenizer import UnknownPhoneError
 
 LONG = "one two three, two one. three three two one!\n\none two, three"
 
@@ -342,3 +343,29 @@ def test_words_in_letters_of_another_language_are_refused(voice, prompt, monkeyp
     for text in ("one привет two", "one 你好 two", "one. two. привет."):
         with pytest.raises(SpeechError, match="not in letters that en-us is written in"):
             voice.speak_batch([Request(text, prompt)])
+
+
+@pytest.mark.parametrize("text, words", [
+    ("one 12, two", r"'twelve' \(of '12'\) has the sounds ˈɛ l v"),
+    ("one xyzzy two", r"'xyzzy' has the sounds? .*"),
+    ("$5.50", r"segment 1 \('\$'\): 'five' \(of '\$5.50'\) has the sounds .*"),
+    ("one two three, two one. three two five!", r"segment \d \('three two five!'\): 'five' has the sound.*"),
+])  # fmt: skip
+def test_an_unknown_sound_names_the_word_that_has_it(voice, prompt, text, words):
+    with pytest.raises(UnknownPhoneError, match=f"^{words}, which this voice never heard: use other words"):
+        voice.speak_batch([Request(text, prompt)])
+
+
+def test_an_unknown_sound_of_no_word_alone_and_of_phones_is_told_by_itself(voice, prompt, monkeypatch):
+    with pytest.raises(UnknownPhoneError, match="never saw the phones 'ʒ'"):
+        voice.speak_batch([Request(phones=["w", "ʒ"], prompt=prompt)])
+    monkeypatch.setattr(sounds, "phonemize", lambda words, *_: [["w"] for _ in words])
+    with pytest.raises(UnknownPhoneError, match="never saw the phones"):
+        voice.speak_batch([Request("one five", prompt)])
+
+
+def test_an_unknown_sound_of_a_reference_or_an_edit_names_the_word_too(voice, prompt):
+    with pytest.raises(UnknownPhoneError, match="^the reference's text: 'five' has the sound"):
+        voice.speak_batch([Request("one", prompt, prompt_text="two five", continue_prompt=True)])
+    with pytest.raises(UnknownPhoneError, match="^'five' has the sound"):
+        voice.edit((prompt, 16_000), 0.2, 0.4, "one [five] two")

@@ -16,6 +16,7 @@ from vall_e.generation import tempo
 from vall_e.generation.alignment import read_along
 from vall_e.generation.chunks import Chunk, Mark, cut, cut_phones
 from vall_e.generation.respond import begins_masked
+from vall_e.generation.sounds import known_ids
 from vall_e.generation.speech import FASTEST, SLOWEST, Request, SpeechError
 from vall_e.models.packing import Sample
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 COMMON = 0.7  # of the longest text of training: pieces of a longer one are of a size that was common there
 ATTEMPTS = 1000  # seeds between those of two segments
+OF_REFERENCE = "the reference's text: "
 DENSEST = 3.0  # phones in a recording, over what there are in so many seconds on average
 
 
@@ -68,7 +70,7 @@ def plan(voice: LoadedVoice, index: int, request: Request, sampling: SamplingCon
 
     Raises:
         SpeechError: nothing to say, a prompt without sound or text, or a duration or speed that cannot be.
-        UnknownPhoneError: the text has sounds that the model never saw.
+        UnknownPhoneError: the text has sounds that the model never saw; names the words.
     """
     language = request.language or voice.config.language
     voice.language_id(language)
@@ -86,8 +88,7 @@ def plan(voice: LoadedVoice, index: int, request: Request, sampling: SamplingCon
             f"between {tempo.SLOWEST:g} and {tempo.FASTEST:g}, not {request.speed:g}"
         )
     chunks, speed = _at_speed(voice, request, sampling, masked)
-    for chunk in chunks:
-        voice.ids((*before, *chunk.phones))  # an unknown sound is told before anything is spoken
+    _check_sounds(voice, request, chunks, language)  # an unknown sound is told before anything is spoken
     a_phone = voice.config.seconds_per_phone / (speed if masked else 1.0)
     how = {"timed": request.duration is not None, "speed": speed} if masked else {
         "tempo": speed if request.duration is None else None}  # fmt: skip
@@ -96,6 +97,16 @@ def plan(voice: LoadedVoice, index: int, request: Request, sampling: SamplingCon
         seed, seconds = reseed(request.seed, ATTEMPTS * at), len(chunk.phones) * a_phone
         pieces.append(Piece(index, chunk, before, prefix, prompt, seed, language, seconds, **how))
     return pieces, warnings
+
+
+def _check_sounds(voice: LoadedVoice, request: Request, chunks: Sequence[Chunk], language: str) -> None:
+    """Raises UnknownPhoneError as ``known_ids`` does, with the segment where there are several."""
+    before = Mark.WORD
+    for number, chunk in enumerate(chunks, 1):
+        cut_inside, before = Mark.PHONE in (before, chunk.mark), chunk.mark
+        text = request.text if cut_inside else chunk.text  # half a word is read otherwise than the word
+        where = f"segment {number} ({chunk.text!r}): " if len(chunks) > 1 else ""
+        known_ids(voice, chunk.phones, "" if request.phones is not None else text, language, where)
 
 
 def _at_speed(
@@ -148,7 +159,9 @@ def _beginning(voice: LoadedVoice, request: Request, language: str) -> tuple[tup
     if codes.shape[1] > voice.longest_prompt:
         said, codes, warning = _first_words(voice, said, codes, language)
         warnings.append(warning)
-    return (*voice.phones([said], language)[0], " "), codes, warnings
+    phones = voice.phones([said], language)[0]
+    known_ids(voice, phones, said, language, OF_REFERENCE)
+    return (*phones, " "), codes, warnings
 
 
 def _first_words(voice: LoadedVoice, text: str, codes: np.ndarray, language: str) -> tuple[str, np.ndarray, str]:
@@ -164,7 +177,8 @@ def _first_words(voice: LoadedVoice, text: str, codes: np.ndarray, language: str
     beginnings = [" ".join(words[: count + 1]) for count in range(len(words))]
     phones = voice.phones(beginnings, language)
     codes = codes[:, :most]
-    row = Sample(voice.ids(phones[-1]), codes, codes, language=voice.language_id(language))
+    ids = known_ids(voice, phones[-1], beginnings[-1], language, OF_REFERENCE)
+    row = Sample(ids, codes, codes, language=voice.language_id(language))
     path = np.maximum.accumulate(read_along(voice.model, [row])[0])
     ended = [place for place, read in enumerate(phones) if len(read) <= path[-1]]
     if not ended:

@@ -18,6 +18,7 @@ from vall_e.decoding import SamplingConfig
 from vall_e.generation.ar import Candidate
 from vall_e.generation.loaded import LoadedVoice
 from vall_e.generation.respond import begins_masked, respond
+from vall_e.generation.sounds import known_ids
 from vall_e.generation.speech import SpeechError, one_channel
 from vall_e.generation.splice import quietest
 from vall_e.models.packing import Sample
@@ -80,10 +81,11 @@ def decode(voice: LoadedVoice, codes: np.ndarray, gain: float) -> np.ndarray:
 
 
 def text_ids(voice: LoadedVoice, text: str | None, language: str | None) -> np.ndarray:
-    """Phones int64 [S] of a text; none without one."""
+    """Phones int64 [S] of a text; none without one. Raises UnknownPhoneError as ``known_ids`` does."""
     if not text or not text.strip():
         return np.zeros(0, dtype=np.int64)
-    return voice.ids(voice.phones([text], language or voice.config.language)[0])
+    language = language or voice.config.language
+    return known_ids(voice, voice.phones([text], language)[0], text, language)
 
 
 def language_id(voice: LoadedVoice, language: str | None) -> int:
