@@ -11,6 +11,7 @@ from vall_e.decoding import (
     LevelParams,
     SamplingConfig,
     SamplingParams,
+    SettingError,
     SpeculationConfig,
 )
 
@@ -84,3 +85,39 @@ def test_no_more_is_drafted_than_noise_is_drawn_ahead() -> None:
     assert SpeculationConfig(exit_layer=1, draft=31).draft == 31
     with pytest.raises(ValidationError, match="less than 32"):
         SpeculationConfig(exit_layer=1, draft=32)
+
+
+TUNED = SamplingConfig(ar={"temperature": 0.6, "top_k": 7}, candidates=1, guidance=0.5, long_text={"clause_pause": 0.1})
+
+
+@pytest.mark.parametrize("changes, wanted", [
+    ({}, {}),
+    ({"guidance": 2.0, "seed": 3}, {"guidance": 2.0, "seed": 3}),
+    ({"ar.temperature": 0.2}, {"ar": {"temperature": 0.2, "top_k": 7}}),
+    ({"ar": {"temperature": 0.2}}, {"ar": {"temperature": 0.2, "top_k": 7}}),
+    ({"ar": SamplingParams(temperature=0.2)}, {"ar": {"temperature": 0.2}}),
+    ({"beam.width": 2, "demask.steps": 3}, {"beam": {"width": 2}, "demask": {"steps": 3}}),
+    ({"beam": {}}, {"beam": {}}),
+])  # fmt: skip
+def test_one_setting_changes_and_the_rest_stays(changes: dict, wanted: dict) -> None:
+    before = TUNED.model_dump()
+    whole = {"ar": {"temperature": 0.6, "top_k": 7}, "long_text": {"clause_pause": 0.1}, "candidates": 1}
+    assert TUNED.with_(**changes) == SamplingConfig(**(whole | {"guidance": 0.5} | wanted))
+    assert TUNED.model_dump() == before
+
+
+@pytest.mark.parametrize("changes, reason", [
+    ({"ar.temprature": 0.2}, r"sampling.ar.temprature 0.2: no such setting, is it ar.temperature\?"),
+    ({"top_k": 2}, r"sampling.top_k 2: no such setting, is it ar.top_k\?"),
+    ({"ar": {"topk": 2}}, r"sampling.ar.topk 2: no such setting, is it ar.top_k\?"),
+    ({"guidance.x": 2}, "sampling.guidance.x 2: no such setting"),
+    ({"guidance": {"x": 2}}, "sampling.guidance.x 2: no such setting"),
+    ({"ar.top_p": 0.0}, "sampling.ar.top_p 0.0: Input should be greater than 0"),
+    ({"ar": {"top_p": 0.0}}, "sampling.ar.top_p 0.0: Input should be greater than 0"),
+    ({"candidates": "many"}, "sampling.candidates 'many': Input should be a valid integer"),
+    ({"ar.mirostat": 2}, "^mirostat chooses what to draw from"),
+    ({"beam.width": 2, "candidates": 2}, "^sampling.beam searches"),
+])  # fmt: skip
+def test_a_setting_that_cannot_be_is_named(changes: dict, reason: str) -> None:
+    with pytest.raises(SettingError, match=reason):
+        TUNED.with_(**changes)

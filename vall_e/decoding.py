@@ -6,9 +6,11 @@ for kinds with masks. All neutral values are the identity. What each sampler doe
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from vall_e.fields import Fraction, PositiveFloat, PositiveInt, Section
 
@@ -19,6 +21,20 @@ FORMATS: tuple[Weights, ...] = get_args(Weights)
 NotNegative = Annotated[float, Field(ge=0.0)]
 Pause = Annotated[float, Field(ge=0.0, le=10.0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class SettingError(ValueError):
+    """A setting that there is not, or that cannot have its value.
+
+    Attributes:
+        key: as in ``SamplingConfig.with_``; empty where settings conflict.
+        value: that it was given.
+        reason: why not.
+    """
+
+    def __init__(self, key: str, value: Any, reason: str) -> None:
+        super().__init__(f"sampling.{key} {value!r}: {reason}" if key else reason)
+        self.key, self.value, self.reason = key, value, reason
 
 
 class FilterParams(Section):
@@ -193,6 +209,33 @@ class SamplingConfig(Section):
     beam: BeamConfig | None = Field(None, description="search instead of drawing; null: draw")
     seed: int = Field(0, description="of everything that is drawn")
 
+    def with_(self, **changes: Any) -> Self:
+        """These settings with some changed: ``sampling.with_(guidance=0.5, **{"ar.temperature": 0.2})``.
+
+        Of a section, ``ar={"temperature": 0.2}`` does the same; one that was null has its defaults for the rest.
+
+        Raises:
+            SettingError: no such setting, or a value that cannot be.
+        """
+        settings = self.model_dump()
+        for key, value in changes.items():
+            section, _, name = key.rpartition(".")
+            section, inner = (section, {name: value}) if section else (key, value)
+            if not isinstance(inner, Mapping):
+                _check_name(key, value)
+                settings[key] = value
+                continue
+            for of, wanted in inner.items():
+                _check_name(f"{section}.{of}", wanted)
+            known = settings.get(section)
+            settings[section] = (known if isinstance(known, dict) else {}) | dict(inner)
+        try:
+            return type(self)(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key, reason = ".".join(map(str, first["loc"][:2])), first["msg"].removeprefix("Value error, ")
+            raise SettingError("" if first["type"] == "value_error" else key, first["input"], reason) from None
+
     @model_validator(mode="after")
     def _consistent(self) -> SamplingConfig:
         plain = self.guidance == 0 and self.candidates == 1 and not self.ar.remembers and not self.ar.entropix
@@ -208,3 +251,15 @@ class SamplingConfig(Section):
                 "mirostat 0 and entropix false"
             )
         return self
+
+
+def _check_name(key: str, value: Any) -> None:
+    """Raises SettingError for a ``key`` that names no setting."""
+    names = list(SamplingConfig.model_fields)
+    for name, field in SamplingConfig.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                names += [f"{name}.{inner}" for inner in kind.model_fields]
+    if key not in names:
+        near = [name for name in names if name.endswith(f".{key}")] or difflib.get_close_matches(key, names, 1)
+        raise SettingError(key, value, f"no such setting{f', is it {near[0]}?' if near else ''}")

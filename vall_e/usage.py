@@ -157,24 +157,14 @@ def sampling_of(given: dict[str, Any], base: SamplingConfig | None = None) -> Sa
     Raises:
         UsageError: naming the option that is wrong.
     """
-    from pydantic import ValidationError
+    from vall_e.decoding import SamplingConfig, SettingError
 
-    from vall_e.decoding import SamplingConfig
-
-    settings = (base or SamplingConfig()).model_dump()
-    for key, value in given.items():
-        section, _, name = key.rpartition(".")
-        if section:
-            settings[section] = (settings[section] or {}) | {name: value}
-        else:
-            settings[name] = value
     try:
-        return SamplingConfig(**settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key, reason = ".".join(map(str, first["loc"][:2])), first["msg"].removeprefix("Value error, ")
-        option = SHORT.get(key, key.removeprefix("ar.").replace(".", "-").replace("_", "-"))
-        raise UsageError(f"--{option} {first['input']}: {reason}" if key in given else reason) from None
+        return (base or SamplingConfig()).with_(**given)
+    except SettingError as error:
+        option = SHORT.get(error.key, error.key.removeprefix("ar.").replace(".", "-").replace("_", "-"))
+        reason = f"--{option} {error.value}: {error.reason}" if error.key in given else error.reason
+        raise UsageError(reason) from None
 
 
 def _settings() -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import inspect
 import subprocess
 import sys
 
@@ -16,6 +17,8 @@ from tests.test_jobs import tone
 from vall_e import Audio, Request, SamplingConfig, SpeechError, Voice
 from vall_e.generation import planning, segments, sounds
 from vall_e.generation.ar import Candidate
+from vall_e.generation.convert import convert, separate
+from vall_e.generation.edit import edit
 from vall_e.generation.speech import one_channel
 from vall_e.text.tokenizer import UnknownPhoneError
 
@@ -369,3 +372,13 @@ def test_an_unknown_sound_of_a_reference_or_an_edit_names_the_word_too(voice, pr
         voice.speak_batch([Request("one", prompt, prompt_text="two five", continue_prompt=True)])
     with pytest.raises(UnknownPhoneError, match="^'five' has the sound"):
         voice.edit((prompt, 16_000), 0.2, 0.4, "one [five] two")
+
+
+@pytest.mark.parametrize("name, within", [("edit", edit), ("convert", convert), ("separate", separate)])
+def test_what_changes_a_recording_names_its_options(name, within):
+    """Those of the function behind it, with its defaults, but for the rate that a recording brings."""
+    shown, inner = (dict(inspect.signature(f).parameters) for f in (getattr(Voice, name), within))
+    kinds = {p.kind for p in shown.values()}
+    assert kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    assert list(shown)[2:] == [n for n in inner if n != "rate"][2:]
+    assert all(shown[n].default == inner[n].default for n in list(shown)[2:])

@@ -6,7 +6,7 @@ Dimensions: N samples, L levels, T frames, P prompt frames, S phones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -119,30 +119,56 @@ class Voice(LoadedVoice):
         return transcribe(self, [wav], words=words, language=language)[0]
 
     def edit(
-        self, recording: Reference, start: float, end: float, text: str, *, noise: bool = False, **options: Any
+        self,
+        recording: Reference,
+        start: float,
+        end: float,
+        text: str,
+        *,
+        seconds: float | None = None,
+        noise: bool = False,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        language: str | None = None,
     ) -> Changed:
         """Other words from ``start`` to ``end`` seconds of a recording, at the recording's own rate; see
         ``vall_e.generation.edit.edit``."""
         wav, rate = recording if isinstance(recording, tuple) else load(recording)
-        changed = edit(self, wav, rate, start, end, text, noise=noise, **options)
+        changed = edit(self, wav, rate, start, end, text, seconds, noise, seed, sampling, language)
         channels = np.size(wav) // len(one_channel(wav)) if isinstance(recording, tuple) else probe(recording).channels
         if channels > 1:
             changed.warnings.append(f"the {channels} channels became one")
         return changed
 
-    def convert(self, source: Reference, reference: Reference, text: str | None = None, **options: Any) -> Changed:
+    def convert(
+        self,
+        source: Reference,
+        reference: Reference,
+        text: str | None = None,
+        *,
+        mask: float = 0.6,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        language: str | None = None,
+    ) -> Changed:
         """What ``source`` says in the voice of ``reference``; see ``vall_e.generation.convert.convert``."""
         wavs = (load_sound(r, self.sample_rate) for r in (source, reference))
-        return convert(self, *wavs, text, **options)
+        return convert(self, *wavs, text, mask, seed, sampling, language)
 
     def separate(
-        self, source: Reference, task: Literal["ns", "sr", "tse"], reference: Reference | None = None, **options: Any
+        self,
+        source: Reference,
+        task: Literal["ns", "sr", "tse"],
+        reference: Reference | None = None,
+        *,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
     ) -> Changed:
         """Speech without noise (``ns``), the noise (``sr``), or one of two speakers (``tse``) of a recording; see
         ``vall_e.generation.convert.separate``."""
         wav = load_sound(source, self.sample_rate)
         known = None if reference is None else load_sound(reference, self.sample_rate)
-        return separate(self, wav, task, known, **options)
+        return separate(self, wav, task, known, seed, sampling)
 
     def speak_batch(
         self,
