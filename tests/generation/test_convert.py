@@ -11,6 +11,7 @@ import soundfile
 from tests.generation.voices import recording, voice
 from vall_e.cli import main
 from vall_e.generation import recording as shared
+from vall_e.generation.ar import Candidate
 from vall_e.generation.convert import convert, separate
 from vall_e.generation.recording import encode, pieces
 from vall_e.generation.respond import respond
@@ -108,3 +109,35 @@ def test_the_commands(tmp_path, capsys, monkeypatch) -> None:
         out.unlink()
     assert main(["convert", str(source), "--ref-audio", str(reference), "--mask", "2", "-o", str(out)]) == 1
     assert "between 0" in capsys.readouterr().err
+
+
+def test_loops_and_silence_are_told_where_the_source_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    speaker, long = voice("v2-nar", ("tts", "vc", "ns", "sr", "tse"), seconds=4.0), recording(2.4)
+    loops = [True]
+
+    def respond(model, prompts, sampling, seeds, longest, choose, frames, given) -> list:
+        rng = np.random.default_rng(0)
+        made = [np.full((2, n), 7) if loops[0] else rng.integers(32, size=(2, n)) for n in longest]
+        return [(Candidate(codes, True, 0.0), codes) for codes in made]
+
+    monkeypatch.setattr(shared, "respond", respond)
+    works = {
+        "vc": lambda source: convert(speaker, source, REFERENCE),
+        "ns": lambda source: separate(speaker, source, "ns"),
+        "sr": lambda source: separate(speaker, source, "sr"),
+        "tse": lambda source: separate(speaker, source, "tse", REFERENCE),
+    }
+
+    def told(name: str, source: np.ndarray = long) -> list[str]:
+        return [w for w in works[name](source).warnings if "again and again" in w or "silen" in w]
+
+    assert {name for name in works if told(name)} == {"vc", "ns", "tse"}
+    assert told("vc")[0].startswith("the same 0.02 s again and again for 2.4 s")
+    assert told("vc", np.concatenate((long, REFERENCE, SOURCE)))[0].startswith("from 0.0 to ")
+    copy = speaker.to_wave(np.full((2, 140), 7))
+    assert told("vc", copy) == []
+    loops[0] = False
+    assert not any(told(name) for name in works)
+    monkeypatch.setattr(shared, "decode", lambda voice, codes, gain: np.zeros(len(long), dtype=np.float32))
+    assert {name for name in works if told(name) == ["silent throughout"]} == {"vc", "ns", "tse"}
+    assert told("sr") == []

@@ -13,7 +13,9 @@ import soundfile
 from tests.generation.voices import recording, voice
 from vall_e.cli import main
 from vall_e.generation import edit as module
+from vall_e.generation.ar import Candidate
 from vall_e.generation.edit import FADE, REACH, edit
+from vall_e.generation.planning import reseed
 from vall_e.generation.splice import active_level, cross_fade, quietest, splice
 from vall_e.generation.synthesize import SpeechError
 from vall_e.models.packing import Sample
@@ -84,7 +86,8 @@ def test_a_voice_reads_what_it_has_learned_to_read(kind: str, tasks: tuple[str, 
 
     monkeypatch.setattr(module, "respond", respond)
     speaker = voice(kind, tasks)
-    found = edit(speaker, WAV, RATE, 0.5, 0.9, "one [two] three", seed=3)
+    once = speaker.config.sampling.with_(retries=0)
+    found = edit(speaker, WAV, RATE, 0.5, 0.9, "one [two] three", seed=3, sampling=once)
     ((sample, given),) = asked
     whole, until = (len(speaker.ids(speaker.phones([t], "en-us")[0])) for t in ("one two three", "one two"))
     assert len(sample.text) == (until if not _knows(kind, tasks) else whole)
@@ -239,3 +242,72 @@ def test_empty_brackets_take_words_out_and_say_nothing(text: str, start: float, 
     np.testing.assert_array_equal(found.wav[last:], WAV[last + gone :])
     steps = np.abs(np.diff(found.wav[max(0, first - 1) : last + 1]))
     assert steps.max(initial=0.0) <= 1.5 * np.abs(np.diff(WAV)).max()
+
+
+def _says(monkeypatch: pytest.MonkeyPatch, *answers: Candidate | list[Candidate]) -> list[int]:
+    """Let the model say these, one after the other, the last one again and again; returns the seeds it was asked."""
+    seeds: list[int] = []
+
+    def respond(model, prompts, sampling, asked, longest, choose, frames, given) -> list:
+        answer = answers[min(len(seeds), len(answers) - 1)]
+        seeds.extend(asked)
+        chosen = choose(answer if isinstance(answer, list) else [answer], prompts[0])
+        return [(chosen, chosen.codes)]
+
+    monkeypatch.setattr(module, "respond", respond)
+    return seeds
+
+
+def _said(frames: int = 12, finished: bool = True, score: float = 0.0) -> Candidate:
+    return Candidate(np.random.default_rng(1).integers(32, size=(2, frames)), finished, score)
+
+
+LOOP = Candidate(np.full((2, 110), 7), True, 5.0)
+
+
+@pytest.mark.parametrize("bad, told", [
+    (LOOP, "the same 0.02 s again and again"),
+    (_said(8, finished=False), "the model did not stop by itself"),
+    (_said(200), "for what takes"),
+    (_said(0), "the model said nothing"),
+])  # fmt: skip
+def test_a_new_part_with_a_fault_is_drawn_anew_and_what_is_left_is_told(monkeypatch, bad, told) -> None:
+    speaker, good = voice("ar-depth", ("tts", "cse")), _said()
+    asked = (speaker, WAV, RATE, 0.5, 0.9, "one [two] three")
+    tries = speaker.config.sampling.with_(retries=2)
+    seeds = _says(monkeypatch, bad, good)
+    found = edit(*asked, seed=3, sampling=tries)
+    assert seeds == [3, reseed(3, 1)] and found.warnings == []
+    np.testing.assert_array_equal(found.codes, good.codes)
+    seeds = _says(monkeypatch, bad)
+    found = edit(*asked, seed=3, sampling=tries)
+    assert seeds == [3, reseed(3, 1), reseed(3, 2)] and sum(told in w for w in found.warnings) == 1
+    for changes in ({"retries": 0}, {"ar.temperature": 0.0}):
+        seeds = _says(monkeypatch, bad, good)
+        assert any(told in w for w in edit(*asked, sampling=tries.with_(**changes)).warnings) and len(seeds) == 1
+
+
+def test_a_silent_new_part_is_drawn_anew(monkeypatch) -> None:
+    speaker, good = voice("ar-depth", ("tts", "cse")), _said()
+    mute = type(speaker)(speaker.model, speaker.config, speaker.tokenizer, speaker.codec)
+    monkeypatch.setattr(mute, "to_wave", lambda codes: speaker.to_wave(codes) * (1e-6 if codes.shape[1] == 11 else 1.0))
+    seeds = _says(monkeypatch, _said(11), good)
+    found = edit(mute, WAV, RATE, 0.5, 0.9, "one [two] three")
+    assert len(seeds) == 2 and found.codes.shape[1] == 12 and found.warnings == []
+    _says(monkeypatch, _said(11))
+    assert "the new part: silent throughout" in edit(mute, WAV, RATE, 0.5, 0.9, "one [two] three").warnings
+
+
+def test_a_candidate_of_a_new_part_that_loops_loses_against_one_that_does_not(monkeypatch) -> None:
+    good = _said()
+    seeds = _says(monkeypatch, [LOOP, good])
+    found = edit(voice("ar-depth", ("tts", "cse")), WAV, RATE, 0.5, 0.9, "one [two] three")
+    assert len(seeds) == 1 and found.warnings == []
+    np.testing.assert_array_equal(found.codes, good.codes)
+
+
+def test_of_a_demasked_edit_only_what_is_new_is_judged() -> None:
+    """What is around it may be silent and loop."""
+    speaker, long = voice("v2-nar", seconds=6.0), np.concatenate((WAV, np.zeros(2 * RATE, dtype=np.float32)))
+    found = edit(speaker, long, RATE, 0.5, 0.9, "one [two] three", seconds=0.4)
+    assert found.warnings == [] and found.codes.shape[1] == round(0.4 * speaker.codec.frame_rate)

@@ -103,4 +103,4 @@ def separate(
     def make(codes: np.ndarray) -> tuple[Sample, None]:
         return replace(blank, more={"source": codes}), None
 
-    return change(voice, source, make, sampling or voice.config.sampling, seed, warnings)
+    return change(voice, source, make, sampling or voice.config.sampling, seed, warnings, speech=task != "sr")

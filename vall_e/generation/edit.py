@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,9 +19,12 @@ import numpy as np
 from vall_e.audio import resample
 from vall_e.decoding import SamplingConfig
 from vall_e.generation import splice as joins
+from vall_e.generation.ar import Candidate
+from vall_e.generation.attempts import best_attempts
 from vall_e.generation.duration import predict_frames, stop_bounds
 from vall_e.generation.loaded import LoadedVoice
-from vall_e.generation.recording import Changed, best, check_sound, decode, encode, language_id, text_ids
+from vall_e.generation.quality import Fault, faults_of_codes, faults_of_length, faults_of_sound
+from vall_e.generation.recording import Changed, check_sound, decode, encode, goodness, language_id, text_ids
 from vall_e.generation.respond import begins_masked, respond
 from vall_e.generation.segments import LONGEST
 from vall_e.generation.speech import SpeechError
@@ -50,6 +54,15 @@ class _Window:
     end: int
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A new part that was drawn: codes int64 [L, T]; the rest as of ``attempts.Attempt``."""
+
+    codes: np.ndarray
+    faults: tuple[Fault, ...]
+    rank: tuple[float, ...]
+
+
 def edit(
     voice: LoadedVoice,
     wav: np.ndarray,
@@ -63,7 +76,7 @@ def edit(
     sampling: SamplingConfig | None = None,
     language: str | None = None,
 ) -> Changed:
-    """Replace what is said from ``start`` to ``end``.
+    """Replace what is said from ``start`` to ``end``; a new part with a fault is drawn anew, as ``voice.speak`` does.
 
     Args:
         wav: samples at ``rate`` Hz; see ``speech.one_channel``.
@@ -144,7 +157,7 @@ def _new_codes(
     language: str | None,
     warnings: list[str],
 ) -> np.ndarray:
-    """Codes int64 [L, T] of the new part."""
+    """Codes int64 [L, T] of the new part, drawn anew where something is wrong with it."""
     model, per_second = voice.model, voice.codec.frame_rate
     task, given = "nse" if noise else "cse", None
     learned = task in voice.config.model.all_tasks
@@ -152,9 +165,9 @@ def _new_codes(
         sampling = sampling.model_copy(update={"first": "mask"})
     before, middle, behind = np.split(window.codes, [window.start, window.end], axis=1)
     kept = before.shape[1] + behind.shape[1]
-    expected = words.expected_frames(voice, kept)
-    longest = round(per_second + LONGEST * expected)
     frames = None if seconds is None else max(1, round(seconds * per_second))
+    expected = frames or words.expected_frames(voice, kept)
+    longest = round(per_second + LONGEST * expected)
     prompt = np.concatenate((before, behind), axis=1)[:, : max(1, round(voice.config.prompt_seconds * per_second))]
     sample = Sample(words.all, prompt, prompt[:, :0], language=language_id(voice, language))
     if frames is None and begins_masked(model, sampling):
@@ -175,12 +188,25 @@ def _new_codes(
             "knowing what comes behind it"
         )
     longest = longest if frames is None else stop_bounds(frames)[1]
-    candidate, codes = respond(
-        model, [sample], sampling, [seed], [longest], best, frames=[frames], given=None if given is None else [given]
-    )[0]
-    if not candidate.finished:
-        warnings.append(f"the new part was cut off after {longest / per_second:.1f} s: words may be missing")
-    return codes if given is None else codes[:, window.start : window.start + frames]
+    new = slice(None) if given is None else slice(window.start, window.start + frames)
+
+    def decoded(candidate: Candidate) -> list[Fault]:
+        codes = candidate.codes[:, new]
+        length = faults_of_length(codes.shape[1], candidate.finished, expected, per_second)
+        return [*length, *faults_of_codes(codes, per_second)]
+
+    def choose(candidates: Sequence[Candidate], _: Sample) -> Candidate:
+        return max(candidates, key=lambda c: (-len(decoded(c)), goodness(c)))
+
+    def draw(_: Sequence[int], seeds: Sequence[int]) -> list[_Part]:
+        known = None if given is None else [given]
+        ((chosen, codes),) = respond(model, [sample], sampling, seeds, [longest], choose, frames=[frames], given=known)
+        sound = faults_of_sound(voice.to_wave(codes[:, new]), voice.sample_rate)
+        return [_Part(codes[:, new], (*decoded(chosen), *sound), (goodness(chosen),))]
+
+    (part,) = best_attempts(model, sampling, [seed], draw)
+    warnings += [f"the new part: {fault.message}" for fault in part.faults if fault.kind != "empty"]
+    return part.codes
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from vall_e.audio import normalize_loudness
 from vall_e.decoding import SamplingConfig
 from vall_e.generation.ar import Candidate
 from vall_e.generation.loaded import LoadedVoice
+from vall_e.generation.quality import Fault, faults_of_codes, faults_of_sound
 from vall_e.generation.respond import begins_masked, respond
 from vall_e.generation.sounds import known_ids
 from vall_e.generation.speech import SpeechError, one_channel
@@ -93,9 +94,14 @@ def language_id(voice: LoadedVoice, language: str | None) -> int:
     return voice.language_id(language or voice.config.language)
 
 
+def goodness(candidate: Candidate) -> float:
+    """How much the text, and what was spoken before, explains it."""
+    return candidate.alignment + candidate.score - UNFINISHED * (not candidate.finished)
+
+
 def best(candidates: Sequence[Candidate], _: Sample) -> Candidate:
-    """By how much the text, and what was spoken before, explains it."""
-    return max(candidates, key=lambda c: c.alignment + c.score - UNFINISHED * (not c.finished))
+    """By ``goodness``."""
+    return max(candidates, key=goodness)
 
 
 def pieces(voice: LoadedVoice, wav: np.ndarray, longest: float) -> list[np.ndarray]:
@@ -117,12 +123,14 @@ def change(
     sampling: SamplingConfig,
     seed: int,
     warnings: list[str],
+    speech: bool = True,
 ) -> Changed:
     """All of a recording anew, a piece at a time, as long as it is.
 
     Args:
         wav: float32 [N] at the voice's rate.
         make: from a piece's codes int64 [L, T] to what the model reads, and codes given to demasking or None.
+        speech: is what is made: loops and silence that the recording does not have are told.
     """
     started, rate = time.perf_counter(), voice.sample_rate
     sources = pieces(voice, wav, sampling.max_seconds)
@@ -136,6 +144,10 @@ def change(
     out = []
     for source, (was, gain), (_, codes) in zip(sources, encoded, found, strict=True):
         new = decode(voice, codes, gain)[: len(source)]
+        if speech:
+            begun = sum(map(len, out))
+            where = f"from {begun / rate:.1f} to {(begun + len(source)) / rate:.1f} s: " if len(sources) > 1 else ""
+            warnings += [where + fault.message for fault in _added_faults(voice, was, codes, new * np.float32(gain))]
         out.append(np.pad(new, (0, len(source) - len(new))))
         if codes.shape[1] < WHOLE * was.shape[1]:
             ended = (sum(map(len, out)) - len(source) + len(new)) / rate
@@ -144,6 +156,18 @@ def change(
     codes = np.concatenate([c for _, c in found], axis=1)
     seconds = time.perf_counter() - started
     return Changed(np.concatenate(out), rate, codes, seconds, 0.0, len(wav) / rate, warnings)
+
+
+def _added_faults(voice: LoadedVoice, source: np.ndarray, codes: np.ndarray, wav: np.ndarray) -> list[Fault]:
+    """What is wrong in ``codes`` int64 [L, T] and their sound, and not in the codec's copy of the ``source`` [L, T]."""
+    found = _faults(voice, codes, wav)
+    there = {fault.kind for fault in _faults(voice, source, voice.to_wave(source))} if found else set()
+    return [fault for fault in found if fault.kind not in there]
+
+
+def _faults(voice: LoadedVoice, codes: np.ndarray, wav: np.ndarray) -> list[Fault]:
+    """Loops in codes int64 [L, T], and silence in their sound float32 [N]."""
+    return [*faults_of_codes(codes, voice.codec.frame_rate), *faults_of_sound(wav, voice.sample_rate)]
 
 
 def _soften(parts: list[np.ndarray], rate: int) -> None:

@@ -18,9 +18,10 @@ from vall_e.decoding import SamplingConfig
 from vall_e.family import KINDS
 from vall_e.generation.alignment import read_along
 from vall_e.generation.ar import Candidate
+from vall_e.generation.attempts import best_attempts
 from vall_e.generation.duration import planned_frames
 from vall_e.generation.nar import fill_levels
-from vall_e.generation.planning import Piece, reseed
+from vall_e.generation.planning import Piece
 from vall_e.generation.quality import (
     Fault,
     faults_of_codes,
@@ -29,7 +30,7 @@ from vall_e.generation.quality import (
     faults_of_sound,
 )
 from vall_e.generation.ranking import Ranker, RankError
-from vall_e.generation.respond import begins_masked, is_drawn, respond
+from vall_e.generation.respond import begins_masked, respond
 from vall_e.models.packing import Sample
 
 if TYPE_CHECKING:
@@ -91,19 +92,12 @@ class Speaker:
         self.rate = voice.codec.frame_rate
 
     def speak(self, pieces: Sequence[Piece]) -> list[Spoken]:
-        """One batch, and what is wrong in it anew, up to ``sampling.retries`` times; the best attempt is kept.
+        """One batch, and what is wrong in it anew."""
 
-        Where nothing is drawn a new attempt would say the same: none is made."""
-        best = self._attempt(pieces)
-        retries = self.sampling.retries if is_drawn(self.voice.model, self.sampling) else 0
-        for attempt in range(1, retries + 1):
-            again = [i for i, spoken in enumerate(best) if spoken.faults]
-            if not again:
-                break
-            fresh = [replace(pieces[i], seed=reseed(pieces[i].seed, attempt)) for i in again]
-            for i, spoken in zip(again, self._attempt(fresh), strict=True):
-                best[i] = max(best[i], spoken, key=lambda s: (-len(s.faults), s.rank))
-        return best
+        def draw(which: Sequence[int], seeds: Sequence[int]) -> list[Spoken]:
+            return self._attempt([replace(pieces[i], seed=seed) for i, seed in zip(which, seeds, strict=True)])
+
+        return best_attempts(self.voice.model, self.sampling, [piece.seed for piece in pieces], draw)
 
     def _attempt(self, pieces: Sequence[Piece]) -> list[Spoken]:
         voice, sampling, seeds = self.voice, self.sampling, [piece.seed for piece in pieces]
