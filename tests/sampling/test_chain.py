@@ -65,6 +65,22 @@ def test_mirostat_and_entropix_replace_the_filters() -> None:
     assert torch.equal(found, entropix(penalties.ban(logits, (1,)), 0.8, 1.5, 1.0, attention))
 
 
+@everything
+def test_only_the_repetition_penalty_asks_where_the_zero_of_the_logits_is(settings: dict) -> None:
+    """And not where they are less their mean."""
+    chains = [_chain(settings) for _ in range(2)]
+    for step in range(12):
+        logits, noise = make_logits(seed=step), make_noise(R, V, step)
+        logits[:, step] = -torch.inf
+        both = [logits, logits + 9.0]
+        if "repetition_penalty" in settings:
+            both = [penalties.centred(one) for one in both]
+        mine, other = (chain.draw(one, noise) for chain, one in zip(chains, both, strict=True))
+        assert torch.equal(mine, other)
+        for chain in chains:
+            chain.observe(mine)
+
+
 def test_the_cheap_path_draws_what_the_whole_chain_draws() -> None:
     logits, noise = make_logits(500), make_noise(500, V)
     for temperature in (0.0, 0.8, 1.0):
