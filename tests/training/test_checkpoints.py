@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import multiprocessing
 import os
 import random
 import resource
@@ -22,6 +24,8 @@ from vall_e.training import checkpoints
 from vall_e.training import run as training
 from vall_e.training.checkpoints import CheckpointError, find
 from vall_e.training.curves import Curves
+from vall_e.training.feed import _deaf
+from vall_e.training.guard import Stop
 from vall_e.training.ranks import seed_step
 
 STEPS = {"checkpoint_every": 2}
@@ -145,28 +149,77 @@ def test_a_run_killed_between_its_last_step_and_its_voice_saves_the_same_voice_a
     assert {"train.loss", "val.loss"} <= set(figures)
 
 
-def test_a_terminated_run_saves_behind_its_step_and_goes_on_from_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("group", [False, True])
+def test_a_run_that_is_asked_to_end_saves_behind_its_step_and_goes_on_from_there(
+    number: signal.Signals, group: bool, tmp_path: Path
+) -> None:
+    """By a signal to the process, or to its group: a flow that is cancelled, Ctrl-C in a terminal."""
     one, two = tmp_path / "one", tmp_path / "two"
     for root in (one, two):
         make_project(root)
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from pathlib import Path; from tests.training.test_run import params, run; "
-        f"run(Path({str(two)!r}), params(40, checkpoint_every=30))"
+        f"run(Path({str(two)!r}), params(40, checkpoint_every=30, loader_workers=1))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 200
     while not list(two.glob(".work/train-*/previous.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
+    (os.killpg if group else os.kill)(process.pid, number)
     said = process.communicate(timeout=200)[1]
-    assert process.returncode != 0 and "SIGTERM: a checkpoint after this step" in said, said
+    assert process.returncode != 0 and f"{number.name}: a checkpoint after this step" in said, said
     reached = find(_work(two))[1]
     assert 0 < reached < 30  # before the first checkpoint that it would have written anyway
     assert f"stopped at step {reached} of 40" in said
-    for root in (one, two):
-        run(root, params(40, checkpoint_every=30))
-    assert _same(one, two)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody is left
+    if number == signal.SIGTERM:
+        for root in (one, two):
+            run(root, params(40, checkpoint_every=30))
+        assert _same(one, two)
+
+
+def test_a_new_record_of_a_run_that_goes_on_has_the_steps_before_it(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    places = tmp_path, tmp_path / "models/voice", tmp_path / "plots/train.csv", tmp_path / ".work"
+    config = params(40, checkpoint_every=10)
+
+    def broken(step: int, _: dict[str, float]) -> None:
+        if step == 30:
+            raise OSError("no network")
+
+    with pytest.raises(OSError, match="no network"):
+        training.train(config, *places, log=broken)
+    told: list[tuple[int, dict[str, float]]] = []
+    training.train(config, *places, log=lambda step, figures: told.append((step, figures)))
+    assert [step for step, figures in told if "train.loss" in figures] == [10, 20, 30, 40]
+    with places[2].open(newline="", encoding="utf-8") as file:
+        drawn = {(row["step"], f"{row['split']}.{row['name']}"): row["value"] for row in csv.DictReader(file)}
+    again = {(str(step), name): f"{value:.6g}" for step, figures in told for name, value in figures.items()}
+    assert drawn.items() <= again.items()
+
+
+def test_workers_of_the_loader_leave_signals_to_the_process_that_trains(tmp_path: Path) -> None:
+    def worker() -> None:
+        _deaf(0)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+
+    process = multiprocessing.get_context("fork").Process(target=worker)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def test_signals_are_as_they_were_when_training_has_ended() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with Stop() as stop:
+        stop.listen()
+        assert signal.getsignal(signal.SIGINT) != before[1]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_what_a_step_draws_depends_on_nothing_before_it() -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import shutil
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,17 @@ class Curves(Callback):
         total: steps of the whole run.
         log: called with (step, figures).
         live: the same CSV at a place where people look while it grows; its rows are always whole.
+        catch_up: tell ``log`` of the steps before a resume first; False where it was told of them already.
 
     Attributes:
         clock: seconds of training.
         last: the newest value of each figure.
     """
 
-    def __init__(self, path: Path, total: int, log: Log | None, live: Path | None = None) -> None:
-        self.path, self.total, self.live = path, total, live
+    def __init__(
+        self, path: Path, total: int, log: Log | None, live: Path | None = None, catch_up: bool = True
+    ) -> None:
+        self.path, self.total, self.live, self.catch_up = path, total, live, catch_up
         self.report = log  # Lightning puts its own ``log`` on callbacks
         self.clock = Clock()
         self.last: dict[str, float] = {}
@@ -64,7 +68,10 @@ class Curves(Callback):
         self._rows, self._tokens = 0, 0
         self._seen = (self._step, self.seconds)
         if self.rank == 0:
-            self._forget(self._step)
+            rows = self._forget(self._step)
+            if self.report is not None and self.catch_up:
+                for step, of_step in groupby(rows, key=lambda row: int(row[0])):
+                    self.report(step, {f"{split}.{name}": float(value) for _, split, name, value in of_step})
             self.progress = Progress(self.total, self._step)
 
     def on_train_batch_end(
@@ -141,8 +148,9 @@ class Curves(Callback):
                 "and run again, training goes on from its last checkpoint"
             ) from error
 
-    def _forget(self, step: int) -> None:
-        """Drop rows behind ``step``: they were written after the checkpoint that training goes on from."""
+    def _forget(self, step: int) -> list[list[str]]:
+        """Drop rows behind ``step``: they were written after the checkpoint that training goes on from. Those that
+        stay are returned."""
         rows = []
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
@@ -152,6 +160,7 @@ class Curves(Callback):
             self.live.unlink(missing_ok=True)  # DVC draws a missing file as nothing, and trips over one without rows
             if rows:
                 write_atomic(self.live, lambda temporary: shutil.copyfile(self.path, temporary))
+        return rows
 
 
 def lines(rows: Iterable[Iterable[object]]) -> str:

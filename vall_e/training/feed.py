@@ -6,6 +6,7 @@ with any number of workers. They are forked: the corpus is mapped, and its pages
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -49,6 +50,13 @@ class _Pools(Dataset):
         return tuple(getattr(packed, name).numpy() for name in packed.__dataclass_fields__)
 
 
+def _deaf(_: int) -> None:
+    """What a signal to the whole group (Ctrl-C, a cancelled flow) asks is for the process that trains to do: it needs
+    the batches that are under way, and ends its workers itself. When it is killed, they notice."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _as_they_are(pool: list[Arrays]) -> list[Arrays]:
     return pool
 
@@ -72,6 +80,7 @@ class Feed(Iterator[Packed]):
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
             multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_deaf if workers else None,
             generator=torch.Generator(),  # nothing is drawn from it, and nothing from torch's own
         )
         self.step, self.waited = first, 0.0

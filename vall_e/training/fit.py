@@ -85,10 +85,11 @@ def fit(
     if compiled:
         compile_blocks(model.backbone)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    stop = Stop()
-    with course.under_way() if rank_of() == 0 else nullcontext():
+    with Stop() as stop, course.under_way() if rank_of() == 0 else nullcontext():
+        catch_up = True
         while True:
-            curves = Curves(work.path / "train.csv", config.max_steps, log, live and live / "train.csv")
+            curves = Curves(work.path / "train.csv", config.max_steps, log, live and live / "train.csv", catch_up)
+            catch_up = False
             guard, average = Guard(config, course, stop), Average(config.ema_decay)
             watching: list[Callback] = [guard] + [average] * (not config.shares_weights)
             if rank_of() == 0:

@@ -10,9 +10,10 @@ import math
 import signal
 import sys
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
@@ -28,22 +29,37 @@ JUMP = 1.0  # nats above the median that a jump has at least: near 0, multiples 
 
 
 class Stop:
-    """Whether somebody asked the process to end: the first SIGTERM is noted, a second one is as it was before."""
+    """Whether somebody asked the process to end: the first SIGTERM or SIGINT (Ctrl-C) is noted, the next one is as it
+    was before. As a context it hands the signals back at its end."""
 
     def __init__(self) -> None:
         self.asked = False
-        self.before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+        found = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
+        # what a shell starts in the background does not hear Ctrl-C, and is to go on
+        self.before = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._set(self.before)
 
     def listen(self) -> None:
-        """In the place of Lightning's own handler, which breaks off in the middle of a validation and which Lightning
-        takes back when it ends."""
-        with suppress(ValueError):  # only a main thread can listen
-            signal.signal(signal.SIGTERM, self._note)
+        """In the place of Lightning's own handlers: for SIGTERM it breaks off in the middle of a validation, at SIGINT
+        it ends without a checkpoint."""
+        self._set(dict.fromkeys(self.before, self._note))
 
-    def _note(self, *_: Any) -> None:
-        print("train: SIGTERM: a checkpoint after this step, then the end", file=sys.stderr, flush=True)
+    def _note(self, number: int, *_: Any) -> None:
+        name = signal.Signals(number).name
+        print(f"train: {name}: a checkpoint after this step, then the end", file=sys.stderr, flush=True)
         self.asked = True
-        signal.signal(signal.SIGTERM, self.before)
+        self._set(self.before)
+
+    @staticmethod
+    def _set(handlers: Mapping[int, Any]) -> None:
+        with suppress(ValueError):  # only a main thread can listen
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 class Guard(Callback):
