@@ -91,6 +91,11 @@ def _run_name() -> str:
     return str(read_yaml(path).get("profile", path.name))
 
 
+def _limit(stage: str, seconds: float | None) -> float | None:
+    """What a stage may take where nothing is said of it alone: a training may be as long as it was meant to be."""
+    return 24 * HOURS if seconds is None and stage != "train" else seconds
+
+
 @flow(name="vall-e", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
 def pipeline(
     targets: list[str] | None = None,
@@ -98,7 +103,7 @@ def pipeline(
     profile: str | None = None,
     settings: list[str] | None = None,
     upstream: bool = True,
-    timeout_seconds: float = 24 * HOURS,
+    timeout_seconds: float | None = None,
     stage_timeouts: dict[str, float] | None = None,
     retries: int = 1,
     stage_retries: dict[str, int] | None = None,
@@ -112,7 +117,7 @@ def pipeline(
         profile: written into ``params.yaml`` first, over the committed one; by default ``params.yaml`` is run as it is.
         settings: ``section.key=value`` put over the profile, or over ``params.yaml`` as it is.
         upstream: run what the targets depend on as well; False: the targets alone, on what is there.
-        timeout_seconds: what one stage may take.
+        timeout_seconds: what one stage may take; None: a day, and ``train`` what it needs.
         stage_timeouts: the same for stages by name.
         retries: how often a stage that crashed or failed is started again; one that refused its input is not.
         stage_retries: the same for stages by name.
@@ -136,7 +141,8 @@ def pipeline(
         try:
             for stage in order:
                 step = run_stage.with_options(retries=tries.get(stage, retries))
-                results.append(step(stage, root, timeouts.get(stage, timeout_seconds), tags if track else None))
+                limit = timeouts.get(stage, _limit(stage, timeout_seconds))
+                results.append(step(stage, root, limit, tags if track else None))
         except Exception:  # a cancelled run has no time for artifacts
             _leave(folder, order, results, before, track)
             raise

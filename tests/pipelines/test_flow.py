@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -17,7 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
 from pipelines.command import StageFailed
-from pipelines.flow import pipeline
+from pipelines.flow import StageResult, pipeline
 from pipelines.process import StepTimeout
 from pipelines.workspace import WorkspaceBusy
 from vall_e.config import ConfigError, read_yaml
@@ -97,6 +98,22 @@ def test_a_stage_has_a_timeout_and_retries_of_its_own(tiny):
     assert "| a | ran |" in _newest_artifact() and "| b | not reached |" in _newest_artifact()
     with pytest.raises(ConfigError, match="no stage trian in dvc.yaml; there are a, b, c"):
         pipeline(track=False, stage_timeouts={"trian": 8})
+
+
+def test_a_stage_has_a_day_and_a_training_what_it_needs(tiny, monkeypatch):
+    limits: list[float | None] = []
+
+    def step(stage, root, limit, tags):
+        limits.append(limit)
+        return StageResult(stage, ran=False)
+
+    monkeypatch.setattr("pipelines.flow.stage_order", lambda *_, **__: ["encode", "train"])
+    monkeypatch.setattr("pipelines.flow._check_names", lambda *_: None)
+    monkeypatch.setattr("pipelines.flow.run_stage", SimpleNamespace(with_options=lambda **_: step))
+    monkeypatch.setattr("pipelines.flow._leave", lambda *_: None)
+    for given in ({}, {"timeout_seconds": 5.0}, {"timeout_seconds": 5.0, "stage_timeouts": {"train": 7.0}}):
+        pipeline(track=False, **given)
+    assert limits == [86_400.0, None, 5.0, 5.0, 5.0, 7.0]
 
 
 def test_a_crashed_stage_is_tried_again(tiny):

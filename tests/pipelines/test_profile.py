@@ -80,6 +80,7 @@ def test_every_profile_is_valid_and_keeps_the_comments(project, name):
     (project / "merged.yaml").write_text(text)
     assert load_params(project / "merged.yaml") == params
     assert params == load_params(project / "params.yaml", profile_files(project)[name])
+    assert params.train.max_steps <= 50 * params.train.samples.every  # what speaks does not train meanwhile
 
 
 def test_own_recordings_are_not_heard_as_the_demos_digits(project):
