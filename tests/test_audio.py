@@ -133,6 +133,18 @@ def test_save_clips_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["a.wav"]
 
 
+def test_what_cannot_be_written_is_an_error_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libsndfile's own error is a RuntimeError: nobody catches those where files are written."""
+
+    def failing(*_: object, **__: object) -> None:
+        raise soundfile.LibsndfileError(2)
+
+    monkeypatch.setattr(soundfile, "write", failing)
+    with pytest.raises(OSError, match=r"a\.wav cannot be written: "):
+        save_wav(tmp_path / "a.wav", np.zeros(8), RATE)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("wav", [np.zeros((2, 9)), np.array([np.nan, 0.0])])
 def test_save_refuses_what_is_no_waveform_and_keeps_the_old_file(tmp_path: Path, wav: np.ndarray) -> None:
     path = save_wav(tmp_path / "a.wav", tone(0.1), RATE)

@@ -115,6 +115,8 @@ def _save(path: str | Path, wav: np.ndarray, sample_rate: int, coded: Callable[[
     try:
         soundfile.write(str(temporary), samples, sample_rate, subtype=subtype, format="WAV")
         os.replace(temporary, path)
+    except soundfile.LibsndfileError as error:  # a RuntimeError, which would be taken for a mistake of ours
+        raise OSError(f"{path} cannot be written: {error.error_string}") from None
     finally:
         temporary.unlink(missing_ok=True)
     return path

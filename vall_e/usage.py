@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from vall_e.generation.synthesize import Voice
 
 STANDARD = "-"  # the standard input or output in place of a file
+OTHER_SOUND = {".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".pcm", ".raw"}  # endings
 MODELS = Path("models")
 GENERAL = (
     "guidance",
@@ -103,10 +105,24 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def checked_output(arguments: argparse.Namespace) -> str:
-    """What ``--output`` says, by default out.wav. Raises UsageError for samples and JSON on one stream."""
-    if arguments.output == STANDARD and arguments.json:
-        raise UsageError("--json and -o - both write to the standard output: name a file with -o")
-    return arguments.output or "out.wav"
+    """What ``--output`` says, by default out.wav. Raises UsageError for what no WAV can be written to, and for samples
+    and JSON on one stream."""
+    output = "out.wav" if arguments.output is None else arguments.output
+    if output == STANDARD:
+        if arguments.json:
+            raise UsageError("--json and -o - both write to the standard output: name a file with -o")
+        return output
+    path = Path(output)
+    if not output or path.is_dir():
+        raise UsageError(f"-o {output!r} is a folder, or no name: name a file, as in -o {path / 'out.wav'}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"-o {output} is a device, which a file would replace: for raw samples take -o -")
+    if path.suffix.lower() in OTHER_SOUND:
+        raise UsageError(f"-o {output}: what is written is WAV: name it {path.with_suffix('.wav')}")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(f"-o {output}: no file can be written in {above}")
+    return output
 
 
 def pour(wav: np.ndarray, sample_rate: int, full: float = 32767.0) -> None:

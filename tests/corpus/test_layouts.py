@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,16 @@ def test_text_beside_in_txt_or_lab(tmp_path: Path) -> None:
     (root / "b.txt").write_text("from the text")
     (root / "c.txt").write_text(" \n")
     assert {r.key: r.text for r in read(root).recordings} == {"a": "from the lab", "b": "from the text", "c": None}
+
+
+def test_text_beside_a_name_that_is_spelt_a_little_otherwise(tmp_path: Path) -> None:
+    composed, taken_apart = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    root = touch(tmp_path / "in", "A.WAV", "b.wav", f"{taken_apart}.wav", f"{composed}2.wav", "d.wav")
+    for name in ("A.TXT", "b.wav.txt", f"{composed}.txt", f"{taken_apart}2.txt", "D.txt"):
+        (root / name).write_text(f"of {name}")
+    texts = {r.key: r.text for r in read(root).recordings}
+    assert texts.pop("d") is None  # another file, as far as can be told
+    assert len(texts) == 4 and all(texts.values()), texts
 
 
 def test_pattern_over_the_path(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,9 +85,19 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def sidecar(path: Path, endings: tuple[str, ...] = _SIDECARS) -> str | None:
-    """The text beside a recording: in the first file of the same name with one of ``endings`` that is not blank."""
+    """The text beside a recording: in the first file of the same name with one of ``endings`` that is not blank.
+
+    ``A.TXT`` is beside ``A.WAV``, ``a.wav.txt`` beside ``a.wav``, and letters with accents may be composed or not.
+    """
     for ending in endings:
-        beside = path.with_name(path.stem + ending)
-        if os.path.isfile(beside) and (text := read_text(beside)):
-            return text
+        names = (spelt + end for spelt in _spellings(path) for end in (ending, ending.upper()))
+        for beside in map(path.with_name, names):
+            if os.path.isfile(beside) and (text := read_text(beside)):
+                return text
     return None
+
+
+def _spellings(path: Path) -> Iterator[str]:
+    """How a file beside the recording may be called, without its ending."""
+    yield from dict.fromkeys((path.stem, *(unicodedata.normalize(form, path.stem) for form in ("NFC", "NFD"))))
+    yield path.name
