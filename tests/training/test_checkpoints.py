@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,12 +215,18 @@ def test_workers_of_the_loader_leave_signals_to_the_process_that_trains(tmp_path
     assert process.exitcode == 0
 
 
-def test_signals_are_as_they_were_when_training_has_ended() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with Stop() as stop:
-        stop.listen()
-        assert signal.getsignal(signal.SIGINT) != before[1]
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+@pytest.mark.parametrize("usual", [signal.default_int_handler, signal.SIG_IGN], ids=["heard", "ignored"])
+def test_signals_are_as_they_were_when_training_has_ended(usual: Any) -> None:
+    """What was started in the background, deaf to Ctrl-C, stays so."""
+    before = signal.signal(signal.SIGINT, usual)
+    try:
+        with Stop() as stop:
+            stop.listen()
+            assert (signal.getsignal(signal.SIGINT) == signal.SIG_IGN) == (usual == signal.SIG_IGN)
+            assert signal.getsignal(signal.SIGTERM) == stop._note
+        assert signal.getsignal(signal.SIGINT) == usual and signal.getsignal(signal.SIGTERM) != stop._note
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_a_step_draws_depends_on_nothing_before_it() -> None:
