@@ -86,10 +86,7 @@ class VoiceModel(PythonModel):
 def sampling_of(base: SamplingConfig, params: dict[str, Any]) -> SamplingConfig:
     """The voice's settings with a request's over them: ``temperature`` (of the pass from left to right), ``guidance``,
     ``candidates``, ``max_seconds``, ``seed``. Raises ValueError for values out of range."""
-    settings = base.model_dump()
-    for name, value in params.items():
-        (settings["ar"] if name == "temperature" else settings)[name] = value
-    return type(base)(**settings)
+    return base.with_(**{"ar.temperature" if name == "temperature" else name: params[name] for name in params})
 
 
 def _given(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,12 @@ import unicodedata
 _LONGEST_ID = 80
 
 
+def spellings(name: str) -> list[str]:
+    """A name as it is, composed (NFC) and decomposed (NFD): folders that were on a Mac have decomposed names, tables
+    and other systems composed ones."""
+    return list(dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))))
+
+
 class Names:
     """Letters and digits of ASCII, ``.``, ``_`` and ``-`` stay. A name that had to be changed, or that would differ
     from another one in case only, has eight digits of its hash behind it.

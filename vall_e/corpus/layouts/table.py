@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from vall_e.config import ConfigError
 from vall_e.corpus.layouts.base import Found, Recording, owner
 from vall_e.corpus.layouts.texts import TextError, cleaned, sidecar
+from vall_e.corpus.names import spellings
 
 NAMES = ("manifest", "metadata")  # of a table that is found in a folder, with one of SUFFIXES
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -134,9 +134,9 @@ def _whole(values: dict[str, str | None]) -> float | None:
 
 
 def _path(root: Path, said: str) -> Path | None:
-    """The file that a row names; folders that were on a Mac have decomposed names, tables composed ones."""
-    for form in (said, unicodedata.normalize("NFC", said), unicodedata.normalize("NFD", said)):
-        path = root / form
+    """The file that a row names."""
+    for spelt in spellings(said):
+        path = root / spelt
         if os.path.lexists(path):
             return path
     return None

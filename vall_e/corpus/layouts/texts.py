@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import codecs
 import os
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from vall_e.corpus.names import spellings
 
 _SIDECARS = (".txt", ".lab")
 _LONGEST_FILE = 4_000_000  # bytes: some tens of hours of speech
@@ -90,14 +91,8 @@ def sidecar(path: Path, endings: tuple[str, ...] = _SIDECARS) -> str | None:
     ``A.TXT`` is beside ``A.WAV``, ``a.wav.txt`` beside ``a.wav``, and letters with accents may be composed or not.
     """
     for ending in endings:
-        names = (spelt + end for spelt in _spellings(path) for end in (ending, ending.upper()))
+        names = (spelt + end for spelt in (*spellings(path.stem), path.name) for end in (ending, ending.upper()))
         for beside in map(path.with_name, names):
             if os.path.isfile(beside) and (text := read_text(beside)):
                 return text
     return None
-
-
-def _spellings(path: Path) -> Iterator[str]:
-    """How a file beside the recording may be called, without its ending."""
-    yield from dict.fromkeys((path.stem, *(unicodedata.normalize(form, path.stem) for form in ("NFC", "NFD"))))
-    yield path.name
