@@ -23,7 +23,7 @@ from vall_e.corpus.clips import batches, encode_clips, prepare
 from vall_e.corpus.encode import encode, load_codes
 from vall_e.corpus.quality import RejectRateError
 from vall_e.corpus.schema import PHONES, REJECTS, UTTERANCES, read_rows, write_table
-from vall_e.preparation import EncodeConfig
+from vall_e.preparation import EncodeConfig, ExecutorConfig
 
 CODECS = {"mel": small.mel, "encodec": small.encodec, "dac": small.dac}
 
@@ -62,11 +62,13 @@ class Corpus:
         phones = [{"id": row["id"], "text": "one", "phones": ["w", "ʌ", "n"]} for row in self.rows]
         write_table(phones, PHONES, self.folder / "phones.parquet")
 
-    def run(self, out: str = "out", workers: int = 1, **settings) -> tuple[Path, dict]:
+    def run(
+        self, out: str = "out", workers: int = 1, executor: ExecutorConfig | None = None, **settings
+    ) -> tuple[Path, dict]:
         self.write()
         params = {
             "codec": {"name": self.codec},
-            "executor": {"workers": workers},
+            "executor": (executor or ExecutorConfig(workers=workers)).model_dump(),
             "encode": {"shard_size": 4, "batch_seconds": 2.0} | settings,
         }
         out_dir = self.folder / out

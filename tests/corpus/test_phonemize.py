@@ -38,9 +38,13 @@ def table(path: Path, texts: dict[str, tuple[str, str]]) -> Path:
     return write_table(rows, UTTERANCES, path / "manifest.parquet")
 
 
-def run(folder: Path, manifest: Path, out: str = "out", workers: int = 1, **settings: Any) -> dict[str, Any]:
+def run(
+    folder: Path, manifest: Path, out: str = "out", workers: int = 1, executor: ExecutorConfig | None = None,
+    **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
     config = PhonemizeConfig(**{"max_reject_rate": 0.5} | settings)
-    return phonemize(config, manifest, folder / out, ExecutorConfig(workers=workers), folder / ".work", False)
+    where = executor or ExecutorConfig(workers=workers)
+    return phonemize(config, manifest, folder / out, where, folder / ".work", False)
 
 
 def test_each_utterance_is_read_in_its_own_language(tmp_path: Path) -> None:

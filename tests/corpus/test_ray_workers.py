@@ -1,23 +1,33 @@
-"""A local Ray cluster of two: the bytes of one process, dead actors replaced, errors as themselves."""
+"""A local Ray cluster of two: every stage that works on shards writes the bytes of one process and of two, dead actors
+are replaced, errors are raised as themselves."""
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from tests.corpus import jobs
+from tests.corpus import jobs, test_phonemize, test_transcribe
 from tests.corpus.test_encode import Corpus, contents
 from tests.corpus.test_screen import Corpus as Screened
-from tests.corpus.test_screen import bytes_of
+from tests.corpus.test_similar import Corpus as Compared
+from vall_e.audio import resample
 from vall_e.config import ConfigError, parse_params
-from vall_e.corpus.encode import encode
+from vall_e.corpus import demo, features
+from vall_e.corpus import phonemize as phonemizing
 from vall_e.corpus.executor import Shard, run_shards
-from vall_e.preparation import ExecutorConfig
+from vall_e.corpus.schema import MANIFEST, MEASURES, TRANSCRIPTS, read_rows, write_table
+from vall_e.corpus.transcribe import transcribe
+from vall_e.corpus.transcription.checking import character_error_rate
+from vall_e.preparation import DiariseConfig, ExecutorConfig, TranscribeConfig
 
 pytestmark = pytest.mark.slow
 TWO = ExecutorConfig(kind="ray", workers=2)
+PLACES = {"one": ExecutorConfig(), "two": ExecutorConfig(workers=2), "ray": TWO}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,22 +41,111 @@ def cluster():
     ray.shutdown()
 
 
-def test_the_bytes_of_one_process_of_two_and_of_a_ray_cluster_of_two_are_the_same(tmp_path):
+def same_everywhere(stage: Callable[[Path, ExecutorConfig], object], folder: Path) -> dict[str, bytes]:
+    """The files, by name, that ``stage`` writes into its folder, which are the same in all places."""
+    written = {}
+    for name, where in PLACES.items():
+        stage(folder / name, where)
+        written[name] = contents(folder / name)
+    assert written["one"] and written["two"] == written["one"] and written["ray"] == written["one"]
+    return written["one"]
+
+
+def test_codes_copies_and_mixtures(tmp_path):
     corpus = Corpus(tmp_path, 8)
-    expected = contents(corpus.run("one")[0])
-    assert contents(corpus.run("two", workers=2)[0]) == expected
-    params = {"executor": TWO.model_dump(), "encode": {"shard_size": 4, "batch_seconds": 2.0}}
-    names = ("manifest.parquet", "phones.parquet", "codec", "ray", ".work")
-    encode(parse_params(params), *(tmp_path / name for name in names), progress=False)
-    assert contents(tmp_path / "ray") == expected
+    settings = {"speeds": [0.9], "mixtures": {"overlap_db": [-1, 1]}}
+    files = same_everywhere(lambda out, where: corpus.run(out.name, executor=where, **settings), tmp_path)
+    assert {"shard-00000.parquet", "shard-00001.parquet", "mixtures-00000.parquet"} <= set(files)
 
 
-def test_measures_of_a_ray_cluster_are_those_of_one_process(tmp_path):
+def test_measures_with_dnsmos(tmp_path):
     corpus = Screened(tmp_path)
-    corpus.run("one")
-    shutil.rmtree(tmp_path / "work")
-    corpus.run("ray", executor=TWO.model_dump())
-    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "one")
+
+    def stage(out, where):
+        shutil.rmtree(tmp_path / "work", ignore_errors=True)  # measures outlive their run
+        corpus.run(out.name, executor=where.model_dump(), quality={"min_dnsmos": 1.0})
+
+    same_everywhere(stage, tmp_path)
+    assert all(row["dnsmos"] >= 1.0 for row in read_rows(tmp_path / "ray/measures.parquet", MEASURES))
+
+
+@pytest.mark.parametrize("feature", ["mfcc", "speaker", "codes"])
+def test_similar_utterances(tmp_path, monkeypatch, feature):
+    monkeypatch.setattr(features, "SHARD", 3)
+    corpus = Compared(tmp_path)
+
+    def stage(out, where):
+        corpus.run(executor=where, feature=feature)
+        out.mkdir()
+        (tmp_path / "similar.parquet").rename(out / "similar.parquet")
+
+    same_everywhere(stage, tmp_path)
+
+
+def test_phones(tmp_path, monkeypatch):
+    monkeypatch.setattr(phonemizing, "SHARD", 3)
+    manifest = test_phonemize.table(tmp_path, test_phonemize.TEXTS)
+    same_everywhere(lambda out, where: test_phonemize.run(tmp_path, manifest, out.name, executor=where), tmp_path)
+
+
+def test_words_their_alignment_and_who_speaks(tmp_path):
+    """The three passes of transcribe, over recordings with a text and without."""
+    manifest, _ = test_transcribe.corpus(tmp_path, ["one two", None] * 6)
+    ear = test_transcribe.Ear(dict.fromkeys(range(3200, 3212), "one two"))
+    models = {"aligner": aligner, "diariser": diariser}
+    settings = {"shard_size": 4, "align": {"en": "a"}, "diarise": {"model": "d"}, "min_seconds": 0.01}
+
+    def stage(out, where):
+        kept, _, figures = test_transcribe.run(tmp_path, manifest, ear, executor=where, models=models, **settings)
+        assert figures["word_times"] == {"en": "a"} and {row["speaker"] for row in kept.values()} == {"s-S0", "s-S1"}
+        (tmp_path / "out").rename(out)
+
+    same_everywhere(stage, tmp_path)
+
+
+def aligner(model: str, language: str, device: str) -> test_transcribe.Shifted:
+    return test_transcribe.Shifted()
+
+
+def diariser(config: DiariseConfig, device: str) -> test_transcribe.Turns:
+    return test_transcribe.Turns(0.05)
+
+
+def test_what_whisper_hears_of_speech_that_the_detector_finds(tmp_path, monkeypatch):
+    """With as many threads in this process as there are cores: a worker has one."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    said = ["seven three nine", "open the green window", "look at the black table", "one six zero five"]
+    rows = []
+    for index, text in enumerate(said):
+        wav, rate = demo.speak(demo.Voice(name="a", voice="en-us+edward", rate=140, gap=4), text)
+        path = tmp_path / f"u{index}.wav"
+        rows.append(
+            test_transcribe.recording(path.stem, path, resample(wav, rate, 16_000), text if index % 2 else None)
+        )
+    manifest = write_table(rows, MANIFEST, tmp_path / "manifest.parquet")
+    config = TranscribeConfig(align="off", verify_fraction=1.0, max_cer=0.5, shard_size=2)
+    work = tmp_path / "work"
+    same_everywhere(lambda out, where: transcribe(config, manifest, out, work, where, progress=False), tmp_path)
+    kept = read_rows(tmp_path / "ray/transcripts.parquet", TRANSCRIPTS)
+    assert [row["origin"] for row in kept] == ["recognised", "given"] * 2
+    assert character_error_rate(" ".join(said), " ".join(row["recognised"] or row["text"] for row in kept), "en") < 0.1
+
+
+class DeadlyEar(test_transcribe.Ear):
+    """Ends its process at recording 5."""
+
+    def hear(self, clips, *args, **how):
+        if any(len(wav) == 3205 for wav, _ in clips):
+            os._exit(3)
+        return super().hear(clips, *args, **how)
+
+
+def test_a_recording_that_ends_its_actors_is_a_reject_and_the_others_are_heard(tmp_path):
+    manifest, ids = test_transcribe.corpus(tmp_path, ["one"] * 8)
+    ear = DeadlyEar(dict.fromkeys(range(3200, 3208), "one"))
+    kept, rejects, _ = test_transcribe.run(tmp_path, manifest, ear, executor=TWO, shard_size=4)
+    assert set(kept) == {*ids} - {"u005"} and rejects["u005"]["rule"] == "poisoned"
+    assert rejects["u005"]["value"] == "its worker died: its process or its node ended"
 
 
 def test_workers_without_room_are_given_nothing_and_those_with_room_do_it_all(tmp_path):

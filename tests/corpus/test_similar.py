@@ -62,10 +62,10 @@ class Corpus:
         write_table(manifest, UTTERANCES, folder / "manifest.parquet")
         write_table(codes, CODES, folder / "codes" / "shard-00000.parquet")
 
-    def run(self, workers=1, **settings):
+    def run(self, workers=1, executor=None, **settings):
         tables = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
         manifest, codes = self.folder / "manifest.parquet", self.folder / "codes"
-        where, work = ExecutorConfig(workers=workers), self.folder / ".work"
+        where, work = executor or ExecutorConfig(workers=workers), self.folder / ".work"
         figures = similar(SimilarConfig(**settings), manifest, codes, self.folder, where, work, False, tables)
         rows = read_rows(self.folder / "similar.parquet", SIMILAR)
         return figures, {row["id"]: row for row in rows}

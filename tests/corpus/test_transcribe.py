@@ -86,8 +86,9 @@ def corpus(folder: Path, texts: Sequence[str | None], language: str = "en-us") -
 
 
 def run(
-    folder: Path, manifest: Path, ear: Any, workers: int = 1, models: dict[str, Any] | None = None, **changes: Any
-) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    folder: Path, manifest: Path, ear: Any, workers: int = 1, models: dict[str, Any] | None = None,
+    executor: ExecutorConfig | None = None, **changes: Any,
+) -> tuple[dict[str, Any], dict[str, Any], Any]:  # fmt: skip
     rules = {"chars_per_second": (0.0, 1000.0)} | changes.pop("hallucinations", {})
     config = TranscribeConfig.model_validate(
         {"max_reject_rate": 0.9, "align": "off", "hallucinations": rules} | changes
@@ -97,7 +98,7 @@ def run(
         manifest,
         folder / "out",
         folder / "work",
-        ExecutorConfig(workers=workers),
+        executor or ExecutorConfig(workers=workers),
         Models(recogniser=partial(made, ear), **models or {}),
         progress=False,
     )
