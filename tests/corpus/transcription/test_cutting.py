@@ -34,6 +34,16 @@ def test_no_cut_is_in_a_word_and_all_words_are_in_the_pieces(seed, noise):
     assert len(spans) > 5
 
 
+def test_a_short_word_that_attention_puts_half_into_the_pause_behind_it_stays_before_that_pause():
+    """As Whisper tiny heard "left of it." and "An old man" after 0.3 s."""
+    heard = (("left", 0.0, 0.4), ("of", 0.4, 0.6), ("it.", 0.6, 1.06), ("An", 1.24, 1.3), ("old", 1.3, 1.8))
+    wav = 0.3 * np.sin(np.arange(2 * RATE) / 5).astype(np.float32)
+    wav[int(0.71 * RATE) : int(1.01 * RATE)] = 0.0
+    words = place([Word(text, start, end, 0.9) for text, start, end in heard], wav, RATE, 0.0, last=True)
+    assert [word.text for word in words if word.cut is not None] == ["it."]
+    assert (words[2].end, words[3].start) == (pytest.approx(0.71), pytest.approx(1.01))
+
+
 def test_times_are_those_of_the_recording():
     wav, truth = bursts(30, 3)
     here, there = (place(roughly(truth, 3), wav, RATE, offset, last=False) for offset in (0.0, 100.0))

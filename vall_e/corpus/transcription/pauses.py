@@ -64,7 +64,9 @@ def place(words: Sequence[Word], wav: np.ndarray, rate: int, offset: float, last
     """Put the boundaries of words into pauses.
 
     A pause belongs to the boundary that is nearest to it, if it lies between the middles of the two words; of several
-    the longest. Words without a pause between them keep their times and cannot be cut apart.
+    the longest. Where the times leave a gap between two words, their boundary is all of it: attention puts a short last
+    word half into the pause behind it, so that the gap's middle is farther off than the word's beginning. Words without
+    a pause between them keep their times and cannot be cut apart.
 
     Args:
         words: in order, seconds from the start of ``wav``.
@@ -81,13 +83,9 @@ def place(words: Sequence[Word], wav: np.ndarray, rate: int, offset: float, last
     levels = levels_db(wav, rate)
     seconds = len(wav) / rate
     # Boundary k is before word k; 0 and the last are the ends of the stretch.
-    edges = [
-        0.0,
-        *((left.end + right.start) / 2 for left, right in itertools.pairwise(words)),
-        seconds,
-    ]
+    edges = [(0.0, 0.0), *((left.end, right.start) for left, right in itertools.pairwise(words)), (seconds, seconds)]
     middles = [0.0, *((word.start + word.end) / 2 for word in words), seconds]
-    pauses = _assign(silent_runs(levels), np.array(edges), np.array(middles))
+    pauses = _assign(silent_runs(levels), np.sort(edges, axis=1), np.array(middles))
     starts, ends, cuts = [w.start for w in words], [w.end for w in words], [None] * len(words)
     at = 0.0
     for k in range(len(words) + 1):
@@ -110,7 +108,7 @@ def place(words: Sequence[Word], wav: np.ndarray, rate: int, offset: float, last
 
 
 def _assign(runs: Sequence[tuple[int, int]], edges: np.ndarray, middles: np.ndarray) -> dict[int, tuple[int, int]]:
-    """Boundary → its pause in frames."""
+    """Boundary → its pause in frames; ``edges`` [boundaries, 2] and ``middles`` are seconds."""
     out: dict[int, tuple[int, int]] = {}
     for run in runs:
         begin, stop = run[0] * FRAME_SECONDS, run[1] * FRAME_SECONDS
@@ -120,7 +118,7 @@ def _assign(runs: Sequence[tuple[int, int]], edges: np.ndarray, middles: np.ndar
         if low > high:
             continue
         near = edges[low : high + 1]
-        distance = np.maximum(0.0, np.maximum(begin - near, near - stop))
+        distance = np.maximum(begin - near[:, 1], near[:, 0] - stop)  # below 0: how far one reaches into the other
         best = low + int(np.argmin(distance))
         if best not in out or run[1] - run[0] > out[best][1] - out[best][0]:
             out[best] = run
