@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,37 @@ def test_an_mp3_with_its_length_that_was_cut_off(tmp_path: Path) -> None:
     path, data = tmp_path / "cut.mp3", _vbr(tmp_path / "whole.mp3", chirp(5.0))
     path.write_bytes(data[: len(data) * 2 // 3])
     with pytest.raises(AudioError, match="cut off"):
+        load(path)
+
+
+def _without_length(path: Path, wav: np.ndarray) -> bytearray:
+    """A FLAC as encoders write it to a pipe: 0 samples, which says that nobody knows (RFC 9639, 8.2)."""
+    data = bytearray(write(path, wav).read_bytes())
+    facts = int.from_bytes(data[18:26])
+    data[18:26] = (facts >> 36 << 36).to_bytes(8)
+    path.write_bytes(data)
+    return data
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_flac_without_its_length_is_read_to_its_end(tmp_path: Path, channels: int) -> None:
+    wav = np.stack([chirp(SECONDS)] * channels, axis=1)
+    whole, rate = load(write(tmp_path / "whole.flac", wav))
+    path = tmp_path / "piped.flac"
+    _without_length(path, wav)
+    assert np.array_equal(load(path)[0], whole) and probe(path).seconds == SECONDS
+    assert probe(path).channels == channels
+    assert np.array_equal(load(path, start=3.1, end=4.5)[0], whole[round(3.1 * rate) : round(4.5 * rate)])
+
+
+@pytest.mark.parametrize("change", [lambda data, at: data.__delitem__(slice(at, None)),
+                                    lambda data, at: data.__setitem__(slice(at, at + 20), bytes(20))])  # fmt: skip
+def test_a_damaged_flac_without_its_length_is_an_error(tmp_path: Path, change: Callable) -> None:
+    path = tmp_path / "piped.flac"
+    data = _without_length(path, chirp(SECONDS))
+    change(data, len(data) // 2)
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match="damaged"):
         load(path)
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,9 @@ _BLOCK = 1 << 18  # samples of all channels in one block of libsndfile
 # What libsndfile reads well is not given to FFmpeg, which would take half of a damaged file for a whole one; playlists
 # and the like, which name other files, are none of its business here.
 _CONTAINERS = "mov,mp4,m4a,matroska,webm,aac"
-_GUESSED = ("aac", "mp3")  # formats of FFmpeg whose length is a guess from the bit rate
+_GUESSED = ("aac", "mp3", "flac")  # formats of FFmpeg whose length is a guess from the bit rate, or not said
+_UNINDEXED = ("aac", "flac")  # that are decoded from their beginning
+_NO_FORMAT = "Format not recognised"  # as libsndfile says it
 _LEAD_BYTES = 4096  # of an mp3 behind its ID3 tags, in which the tag with its length begins
 _PREROLL_SECONDS = 0.5  # decoded and thrown away before a place in the middle: codecs lean on what was before
 _PREROLLED = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "OPUS")  # in libsndfile
@@ -91,19 +94,22 @@ def read_header(path: str | Path) -> Header:
         if path.stat().st_size == 0:
             raise AudioError(path, "the file is empty (0 bytes)", "copy the recording again", "empty")
         if _is_adts(path):
-            return _ffmpeg_header(path, "raw aac")
+            return _ffmpeg_header(path, None)
     try:
         with soundfile.SoundFile(str(path)) as handle:
             rate, announced = handle.samplerate, handle.frames
             mp3 = handle.format in ("MP3", "MPEG")
-            if not mp3 or _says_its_length(path):
+            frames = announced if 0 <= announced < 2**62 else None
+            # Of a FLAC that was written to a pipe nobody knows the length (RFC 9639, 8.2): libsndfile fails at its end.
+            if _says_its_length(path) if mp3 else frames is not None or handle.format != "FLAC":
                 # Encoders differ in what they count in an mp3; elsewhere every sample fewer means a file cut off.
                 tolerance = announced // 20 + 2400 if mp3 else 0
-                frames = announced if 0 <= announced < 2**62 else None
                 return Header(path, rate, handle.channels, frames, handle.subtype, tolerance)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        return _ffmpeg_header(path, str(error).split(": ", 1)[-1].strip().rstrip("."))
-    return _ffmpeg_header(path, "an mp3 without its length", "mp3")
+        reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
+        # Said of files that are there, and begin with no frame of MPEG.
+        return _ffmpeg_header(path, _NO_FORMAT if reason.startswith("File does not exist") else reason)
+    return _ffmpeg_header(path, None, "mp3" if mp3 else "flac")
 
 
 @contextmanager
@@ -259,8 +265,8 @@ def _container(path: Path, formats: str) -> InputContainer:
     return av.open(f"file:{path}", options={"format_whitelist": formats, "protocol_whitelist": "file"})
 
 
-def _ffmpeg_header(path: Path, reason: str, formats: str = _CONTAINERS) -> Header:
-    """As ``read_header``; ``reason`` is why libsndfile could not read it."""
+def _ffmpeg_header(path: Path, reason: str | None, formats: str = _CONTAINERS) -> Header:
+    """As ``read_header``; ``reason`` is why libsndfile could not read it, None where it was not asked to."""
     import av
 
     try:
@@ -279,8 +285,9 @@ def _ffmpeg_header(path: Path, reason: str, formats: str = _CONTAINERS) -> Heade
             frames = None if seconds is None else round(seconds * rate)
             coding = stream.codec_context.name
             return Header(path, rate, first.layout.nb_channels, frames, coding, rate // 10, formats)
-    except (av.FFmpegError, UnicodeError):
+    except (av.FFmpegError, UnicodeError) as error:
         remedy = "give wav, flac, ogg, opus, mp3 or m4a, or convert it with ffmpeg"
+        reason = reason or getattr(error, "strerror", _NO_FORMAT)
         raise AudioError(path, f"not a readable recording ({reason})", remedy) from None
 
 
@@ -295,6 +302,10 @@ def _ffmpeg_blocks(header: Header, start: int, stop: int | None) -> Iterator[np.
             stream = container.streams.audio[0]
             resampler = None
             for place, frame in _frames(container, stream, start, header.sample_rate):
+                seconds = Fraction(place, header.sample_rate)
+                # FFmpeg leaves out frames that are damaged, of which a FLAC's others know their place.
+                if container.format.name == "flac" and (frame.pts is None or frame.pts * stream.time_base != seconds):
+                    raise _damaged(header.path, ValueError(f"a frame is missing at {float(seconds):.2f} s"))
                 resampler = resampler or av.AudioResampler("fltp", frame.layout, header.sample_rate)
                 first, last = max(0, start - place), frame.samples if stop is None else stop - place
                 if last <= 0:
@@ -312,7 +323,7 @@ def _frames(container: InputContainer, stream: AudioStream, start: int, rate: in
     frames = container.decode(stream)
     head = list(islice(frames, 2))
     place, begin = 0, start - int(_PREROLL_SECONDS * rate)
-    if len(head) == 2 and container.format.name != "aac" and begin > sum(frame.samples for frame in head):
+    if len(head) == 2 and container.format.name not in _UNINDEXED and begin > sum(frame.samples for frame in head):
         # The first packet may be shortened; behind it packets of one size lie on a grid, which is finer than the
         # clock of some containers (1 ms in webm).
         offset, grid = head[0].samples, head[1]
