@@ -105,6 +105,9 @@ class TranscribeConfig(Section):
     prompt: str | None = None
     verify_fraction: Fraction = 1.0
     max_cer: PositiveFloat = 0.5
+    max_cer_letters: Annotated[int, Field(ge=0)] = Field(
+        0, description="texts of fewer letters are kept whatever was heard: a small recogniser mishears single words"
+    )
     min_seconds: PositiveFloat = Field(0.5, description="shortest utterance that is cut out of a longer recording")
     max_seconds: PositiveFloat = Field(30.0, description="longer recordings are cut into utterances up to this")
     margin_seconds: Annotated[float, Field(ge=0.0)] = Field(0.2, description="of a pause, kept around an utterance")

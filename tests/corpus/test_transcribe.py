@@ -135,6 +135,21 @@ def test_given_texts_are_checked_and_others_recognised(tmp_path: Path) -> None:
     assert set(ear.calls) == {("digits", False), ("digits", True)}
 
 
+def test_short_texts_are_checked_and_kept_whatever_was_heard(tmp_path: Path) -> None:
+    manifest, _ = corpus(tmp_path, ["7", "it's 7, isn't it", "one two three", "..."])
+    ear = Ear(dict.fromkeys(range(3200, 3204), "zebra"))
+    kept, rejects, figures = run(tmp_path, manifest, ear, max_cer=0.5, max_cer_letters=11)
+    assert (set(kept), kept["u000"]["text"]) == ({"u000"}, "7") and kept["u000"]["cer"] > 0.5
+    assert {name: row["rule"] for name, row in rejects.items()} == {"u001": "cer", "u002": "cer", "u003": "no_words"}
+    assert figures["verified"] == 3
+
+
+def test_a_text_in_another_language_than_the_recogniser_hears_is_said_to_be_so(tmp_path: Path) -> None:
+    manifest, _ = corpus(tmp_path, ["guten Morgen", "guten Morgen"], language="de")
+    _, rejects, _ = run(tmp_path, manifest, Ear({3200: "good morn, then", 3201: "Guten Morgen"}), max_cer=0.1)
+    assert rejects["u000"]["value"].endswith("given 'guten Morgen' in de (heard as en)") and len(rejects) == 1
+
+
 def test_cer_reads_digits_as_the_speaker_did() -> None:
     assert character_error_rate("seven three nine", "7 3 9", "en-us") == 0
     assert character_error_rate("seven three nine", "739", "en-us") == 0

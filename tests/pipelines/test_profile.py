@@ -88,6 +88,7 @@ def test_own_recordings_are_not_heard_as_the_demos_digits(project):
     assert (params.ingest.source, params.ingest.path, params.ingest.layout) == ("folder", "some_folder", "auto")
     assert params.transcribe.prompt is None and params.evaluate.asr_prompt is None
     assert params.transcribe.max_cer <= type(params.transcribe)().max_cer
+    assert params.transcribe.verify_fraction == 1.0 and params.transcribe.max_cer_letters > 0
 
 
 def test_the_instruments_of_papers_go_over_any_profile(project):

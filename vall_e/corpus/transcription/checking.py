@@ -9,7 +9,7 @@ from typing import Any
 from vall_e.corpus.quality import Row, reject
 from vall_e.corpus.transcription.cutting import Limits, Span, cut
 from vall_e.corpus.transcription.hallucinations import Evidence, invented
-from vall_e.corpus.transcription.languages import espeak_language, join
+from vall_e.corpus.transcription.languages import espeak_language, join, whisper_language
 from vall_e.corpus.transcription.listening import spoken
 from vall_e.corpus.transcription.mapping import Mapping, map_text
 from vall_e.corpus.transcription.pauses import Spoken
@@ -91,7 +91,7 @@ class Checker:
         text = " ".join(piece["text"] for piece in pieces)
         out |= self._figures(entry, text, pieces, words)
         if given:
-            self._given(out, given, text)
+            self._given(out, given, text, entry["language"])
         elif not words_for_scoring(text, language):
             silent = " ".join(piece["text"] for piece in entry["pieces"])
             self._reject(name, "no_speech", text or silent or "nothing recognised", WORDS)
@@ -159,17 +159,20 @@ class Checker:
             why = f"{share:.2f} of the words" if edge else "the text's first or last word was not recognised"
             self._reject(name, "unsure", f"{why}: heard {heard!r}, given {given!r}", self._config.min_matched)
             return
-        self._given(out, given, heard)
+        self._given(out, given, heard, entry["language"])
 
-    def _given(self, out: Row, given: str, heard: str) -> None:
-        """A text that came with the recording, held against what was heard."""
-        if not words_for_scoring(given, out["language"]):
+    def _given(self, out: Row, given: str, heard: str, code: str) -> None:
+        """A text that came with the recording, held against what was heard in the language of Whisper's ``code``."""
+        words = words_for_scoring(given, out["language"])
+        if not words:
             self._reject(out["id"], "no_words", given, WORDS)
             return
         cer = character_error_rate(given, heard, out["language"])
         self.rates.append(min(cer, 1.0))
-        if cer > self._config.max_cer:
-            self._reject(out["id"], "cer", f"{cer:.2f}: heard {heard!r}, given {given!r}", self._config.max_cer)
+        if cer > self._config.max_cer and sum(map(len, words)) >= self._config.max_cer_letters:
+            strange = "" if code == whisper_language(out["language"]) else f" in {out['language']} (heard as {code})"
+            value = f"{cer:.2f}: heard {heard!r}, given {given!r}{strange}"
+            self._reject(out["id"], "cer", value, self._config.max_cer)
         else:
             self.rows.append(out | {"text": given, "origin": "given", "cer": cer})
 
