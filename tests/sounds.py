@@ -32,6 +32,11 @@ def write(path: Path, wav: np.ndarray, rate: int = RATE, **kwargs: str) -> Path:
     return path
 
 
+def forget_length(flac: bytearray) -> None:
+    """Make of a FLAC what encoders write to a pipe: 0 samples, which says that nobody knows (RFC 9639, 8.2)."""
+    flac[18:26] = (int.from_bytes(flac[18:26]) >> 36 << 36).to_bytes(8)
+
+
 def write_ffmpeg(
     path: Path, wav: np.ndarray, codec: str, rate: int = RATE, bit_rate: int | None = None, **options: str
 ) -> Path:

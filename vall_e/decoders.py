@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,7 +100,8 @@ def read_header(path: str | Path) -> Header:
             mp3 = handle.format in ("MP3", "MPEG")
             frames = announced if 0 <= announced < 2**62 else None
             # Of a FLAC that was written to a pipe nobody knows the length (RFC 9639, 8.2): libsndfile fails at its end.
-            if _says_its_length(path) if mp3 else frames is not None or handle.format != "FLAC":
+            unknown = not _says_its_length(path) if mp3 else handle.format == "FLAC" and frames is None
+            if not unknown:
                 # Encoders differ in what they count in an mp3; elsewhere every sample fewer means a file cut off.
                 tolerance = announced // 20 + 2400 if mp3 else 0
                 return Header(path, rate, handle.channels, frames, handle.subtype, tolerance)
@@ -300,12 +300,11 @@ def _ffmpeg_blocks(header: Header, start: int, stop: int | None) -> Iterator[np.
     try:
         with _container(header.path, header.ffmpeg) as container:
             stream = container.streams.audio[0]
+            numbered = container.format.name == "flac"  # its frames know their place; damaged ones FFmpeg leaves out
             resampler = None
             for place, frame in _frames(container, stream, start, header.sample_rate):
-                seconds = Fraction(place, header.sample_rate)
-                # FFmpeg leaves out frames that are damaged, of which a FLAC's others know their place.
-                if container.format.name == "flac" and (frame.pts is None or frame.pts * stream.time_base != seconds):
-                    raise _damaged(header.path, ValueError(f"a frame is missing at {float(seconds):.2f} s"))
+                if numbered and (frame.pts is None or frame.pts * stream.time_base * header.sample_rate != place):
+                    raise _damaged(header.path, ValueError(f"a frame is missing at {place / header.sample_rate:.2f} s"))
                 resampler = resampler or av.AudioResampler("fltp", frame.layout, header.sample_rate)
                 first, last = max(0, start - place), frame.samples if stop is None else stop - place
                 if last <= 0:

@@ -62,13 +62,11 @@ class Corpus:
         phones = [{"id": row["id"], "text": "one", "phones": ["w", "ʌ", "n"]} for row in self.rows]
         write_table(phones, PHONES, self.folder / "phones.parquet")
 
-    def run(
-        self, out: str = "out", workers: int = 1, executor: ExecutorConfig | None = None, **settings
-    ) -> tuple[Path, dict]:
+    def run(self, out: str = "out", executor: ExecutorConfig | None = None, **settings) -> tuple[Path, dict]:
         self.write()
         params = {
             "codec": {"name": self.codec},
-            "executor": (executor or ExecutorConfig(workers=workers)).model_dump(),
+            "executor": (executor or ExecutorConfig()).model_dump(),
             "encode": {"shard_size": 4, "batch_seconds": 2.0} | settings,
         }
         out_dir = self.folder / out
@@ -285,7 +283,7 @@ def test_a_killed_run_resumes_and_ends_in_the_bytes_of_one_undisturbed_process(c
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in alive), alive
     done = {p.name: p.stat().st_ino for p in work.glob("encode-*/shard-*.parquet")}
     assert 0 < len(done) < 3 and not (corpus.folder / "out").exists()
-    out, figures = corpus.run(loudness_lufs=None, workers=workers)
+    out, figures = corpus.run(executor=ExecutorConfig(workers=workers), loudness_lufs=None)
     assert contents(out) == expected and figures["kept"] == 10
     assert {name: (out / name).stat().st_ino for name in done} == done, "a finished shard was done again"
 

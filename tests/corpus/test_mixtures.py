@@ -19,7 +19,7 @@ from vall_e.corpus.encode import load_codes
 from vall_e.corpus.mixing import active_rms
 from vall_e.corpus.mixtures import Mixer, Partners, Sources, survey
 from vall_e.corpus.schema import MIXTURES, REJECTS, read_rows
-from vall_e.preparation import EncodeConfig, MixturesConfig
+from vall_e.preparation import EncodeConfig, ExecutorConfig, MixturesConfig
 
 
 @pytest.fixture
@@ -99,7 +99,10 @@ def test_a_mixture_is_the_clip_and_the_noise_that_stands_beside_it(corpus):
 def test_shards_workers_and_batches_make_no_difference(corpus):
     mixed = settings(corpus)
     expected = rows_of(corpus.run("one", mixtures=mixed, shard_size=100)[0])
-    assert rows_of(corpus.run("two", mixtures=mixed, shard_size=3, workers=2, batch_seconds=1.0)[0]) == expected
+    assert (
+        rows_of(corpus.run("two", ExecutorConfig(workers=2), mixtures=mixed, shard_size=3, batch_seconds=1.0)[0])
+        == expected
+    )
     assert rows_of(corpus.run("other", mixtures=mixed | {"seed": 1})[0]) != expected
 
 

@@ -39,12 +39,10 @@ def table(path: Path, texts: dict[str, tuple[str, str]]) -> Path:
 
 
 def run(
-    folder: Path, manifest: Path, out: str = "out", workers: int = 1, executor: ExecutorConfig | None = None,
-    **settings: Any,
-) -> dict[str, Any]:  # fmt: skip
+    folder: Path, manifest: Path, out: str = "out", executor: ExecutorConfig | None = None, **settings: Any
+) -> dict[str, Any]:
     config = PhonemizeConfig(**{"max_reject_rate": 0.5} | settings)
-    where = executor or ExecutorConfig(workers=workers)
-    return phonemize(config, manifest, folder / out, where, folder / ".work", False)
+    return phonemize(config, manifest, folder / out, executor or ExecutorConfig(), folder / ".work", False)
 
 
 def test_each_utterance_is_read_in_its_own_language(tmp_path: Path) -> None:
@@ -93,7 +91,7 @@ def test_two_workers_leave_the_same_bytes(tmp_path, many) -> None:
     texts = {f"u{i:04d}": ("en-us", f"text {i}") for i in range(stage.SHARD + 20)}
     manifest = table(tmp_path, texts)
     for workers in (1, 2):
-        run(tmp_path, manifest, f"out{workers}", workers)
+        run(tmp_path, manifest, f"out{workers}", ExecutorConfig(workers=workers))
     for name in FILES:
         assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes(), name
 
@@ -140,7 +138,7 @@ def test_a_text_that_kills_its_worker_is_a_reject_and_the_others_are_read(tmp_pa
     manifest = table(tmp_path, texts | {"u2x": ("en-us", "seven green")})
     monkeypatch.setattr(stage, "SHARD", 3)
     monkeypatch.setattr(stage, "_shard", _shard_deadly)
-    figures = run(tmp_path, manifest, workers=2)
+    figures = run(tmp_path, manifest, executor=ExecutorConfig(workers=2))
     assert figures["kept"] == 5 and figures["rejected"] == {"poisoned": 1}
     (row,) = read_rows(tmp_path / "out/rejects.parquet", REJECTS)
     assert (row["id"], row["rule"], row["value"]) == ("u2x", "poisoned", "its worker died: exit code 9")

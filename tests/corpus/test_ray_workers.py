@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import jobs, test_phonemize, test_transcribe
+from tests.corpus import jobs, test_phonemize
 from tests.corpus.test_encode import Corpus, contents
 from tests.corpus.test_screen import Corpus as Screened
 from tests.corpus.test_similar import Corpus as Compared
+from tests.corpus.transcription import stand_ins
 from vall_e.audio import resample
 from vall_e.config import ConfigError, parse_params
 from vall_e.corpus import demo, features
@@ -90,25 +91,25 @@ def test_phones(tmp_path, monkeypatch):
 
 def test_words_their_alignment_and_who_speaks(tmp_path):
     """The three passes of transcribe, over recordings with a text and without."""
-    manifest, _ = test_transcribe.corpus(tmp_path, ["one two", None] * 6)
-    ear = test_transcribe.Ear(dict.fromkeys(range(3200, 3212), "one two"))
+    manifest, _ = stand_ins.corpus(tmp_path, ["one two", None] * 6)
+    ear = stand_ins.Ear(dict.fromkeys(range(3200, 3212), "one two"))
     models = {"aligner": aligner, "diariser": diariser}
     settings = {"shard_size": 4, "align": {"en": "a"}, "diarise": {"model": "d"}, "min_seconds": 0.01}
 
     def stage(out, where):
-        kept, _, figures = test_transcribe.run(tmp_path, manifest, ear, executor=where, models=models, **settings)
+        kept, _, figures = stand_ins.run(tmp_path, manifest, ear, executor=where, models=models, **settings)
         assert figures["word_times"] == {"en": "a"} and {row["speaker"] for row in kept.values()} == {"s-S0", "s-S1"}
         (tmp_path / "out").rename(out)
 
     same_everywhere(stage, tmp_path)
 
 
-def aligner(model: str, language: str, device: str) -> test_transcribe.Shifted:
-    return test_transcribe.Shifted()
+def aligner(model: str, language: str, device: str) -> stand_ins.Shifted:
+    return stand_ins.Shifted()
 
 
-def diariser(config: DiariseConfig, device: str) -> test_transcribe.Turns:
-    return test_transcribe.Turns(0.05)
+def diariser(config: DiariseConfig, device: str) -> stand_ins.Turns:
+    return stand_ins.Turns(0.05)
 
 
 def test_what_whisper_hears_of_speech_that_the_detector_finds(tmp_path, monkeypatch):
@@ -119,9 +120,7 @@ def test_what_whisper_hears_of_speech_that_the_detector_finds(tmp_path, monkeypa
     for index, text in enumerate(said):
         wav, rate = demo.speak(demo.Voice(name="a", voice="en-us+edward", rate=140, gap=4), text)
         path = tmp_path / f"u{index}.wav"
-        rows.append(
-            test_transcribe.recording(path.stem, path, resample(wav, rate, 16_000), text if index % 2 else None)
-        )
+        rows.append(stand_ins.recording(path.stem, path, resample(wav, rate, 16_000), text if index % 2 else None))
     manifest = write_table(rows, MANIFEST, tmp_path / "manifest.parquet")
     config = TranscribeConfig(align="off", verify_fraction=1.0, max_cer=0.5, shard_size=2)
     work = tmp_path / "work"
@@ -131,7 +130,7 @@ def test_what_whisper_hears_of_speech_that_the_detector_finds(tmp_path, monkeypa
     assert character_error_rate(" ".join(said), " ".join(row["recognised"] or row["text"] for row in kept), "en") < 0.1
 
 
-class DeadlyEar(test_transcribe.Ear):
+class DeadlyEar(stand_ins.Ear):
     """Ends its process at recording 5."""
 
     def hear(self, clips, *args, **how):
@@ -141,9 +140,9 @@ class DeadlyEar(test_transcribe.Ear):
 
 
 def test_a_recording_that_ends_its_actors_is_a_reject_and_the_others_are_heard(tmp_path):
-    manifest, ids = test_transcribe.corpus(tmp_path, ["one"] * 8)
+    manifest, ids = stand_ins.corpus(tmp_path, ["one"] * 8)
     ear = DeadlyEar(dict.fromkeys(range(3200, 3208), "one"))
-    kept, rejects, _ = test_transcribe.run(tmp_path, manifest, ear, executor=TWO, shard_size=4)
+    kept, rejects, _ = stand_ins.run(tmp_path, manifest, ear, executor=TWO, shard_size=4)
     assert set(kept) == {*ids} - {"u005"} and rejects["u005"]["rule"] == "poisoned"
     assert rejects["u005"]["value"] == "its worker died: its process or its node ended"
 

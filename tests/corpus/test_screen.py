@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.corpus.test_encode import contents
 from tests.corpus.test_fingerprints import RATE, coded, take
 from vall_e.audio import load
 from vall_e.config import ConfigError, Params, parse_params
@@ -67,10 +68,6 @@ class Corpus:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
     return Corpus(tmp_path)
-
-
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_good_utterances_are_kept_without_the_silence_around_them(corpus: Corpus) -> None:
@@ -164,7 +161,7 @@ def test_a_recording_that_comes_back_is_heard_and_one_that_does_not_is_not_looke
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus.run("expected")
-    expected = bytes_of(corpus.folder / "expected")
+    expected = contents(corpus.folder / "expected")
     shutil.rmtree(corpus.folder / "work")
     away = (corpus.folder / "u05.wav").rename(corpus.folder / "away")
     _, rejects, _ = corpus.run("without")
@@ -175,13 +172,13 @@ def test_a_recording_that_comes_back_is_heard_and_one_that_does_not_is_not_looke
     assert corpus.run("still")[1] == rejects and heard == []
     away.rename(corpus.folder / "u05.wav")
     corpus.run("again")
-    assert bytes_of(corpus.folder / "again") == expected and heard == ["u04", "u05", "u06", "u07"]
+    assert contents(corpus.folder / "again") == expected and heard == ["u04", "u05", "u06", "u07"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_run_goes_on_to_the_same_bytes(corpus: Corpus, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus.run("expected")
-    expected = bytes_of(corpus.folder / "expected")
+    expected = contents(corpus.folder / "expected")
     (work,) = (corpus.folder / "work").iterdir()
     (work / "measures-00000.parquet").unlink()
     (work / "measures-00002.parquet").unlink()
@@ -191,7 +188,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(corpus: Corpus, workers: int, mo
     if workers == 1:
         monkeypatch.setattr(module, "_heard", lambda row, *rest: heard.append(row["id"]) or plain(row, *rest))
     corpus.run("again", workers)
-    assert bytes_of(corpus.folder / "again") == expected
+    assert contents(corpus.folder / "again") == expected
     assert heard == ([] if workers > 1 else [f"u{i:02d}" for i in (0, 1, 2, 3, 8, 9, 10, 11)])
 
 

@@ -62,10 +62,10 @@ class Corpus:
         write_table(manifest, UTTERANCES, folder / "manifest.parquet")
         write_table(codes, CODES, folder / "codes" / "shard-00000.parquet")
 
-    def run(self, workers=1, executor=None, **settings):
+    def run(self, executor=None, **settings):
         tables = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
         manifest, codes = self.folder / "manifest.parquet", self.folder / "codes"
-        where, work = executor or ExecutorConfig(workers=workers), self.folder / ".work"
+        where, work = executor or ExecutorConfig(), self.folder / ".work"
         figures = similar(SimilarConfig(**settings), manifest, codes, self.folder, where, work, False, tables)
         rows = read_rows(self.folder / "similar.parquet", SIMILAR)
         return figures, {row["id"]: row for row in rows}
@@ -140,7 +140,7 @@ def test_the_same_bytes_with_one_worker_and_two_and_any_shards(corpus, monkeypat
     whole = (corpus.folder / "similar.parquet").read_bytes()
     monkeypatch.setattr(features, "SHARD", 3)
     for workers in (1, 2):
-        corpus.run(workers, feature=feature)
+        corpus.run(ExecutorConfig(workers=workers), feature=feature)
         assert (corpus.folder / "similar.parquet").read_bytes() == whole
     assert not (corpus.folder / ".work").exists()
 

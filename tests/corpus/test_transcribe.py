@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,98 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.corpus.transcription.bursts import RATE, BurstEar, bursts
-from vall_e.audio import save_wav
+from tests.corpus.transcription.stand_ins import Ear, Shifted, Turns, corpus, recording, run
 from vall_e.corpus.quality import RejectRateError
-from vall_e.corpus.schema import MANIFEST, REJECTS, TRANSCRIPTS, read_rows, write_table
-from vall_e.corpus.transcribe import Models, transcribe
+from vall_e.corpus.schema import MANIFEST, write_table
 from vall_e.corpus.transcription import listening
 from vall_e.corpus.transcription.checking import character_error_rate
 from vall_e.corpus.work import digest_of
-from vall_e.evaluation.hearing import Hearing, Hypothesis, Piece, Word
+from vall_e.evaluation.hearing import Hearing
 from vall_e.preparation import ExecutorConfig, TranscribeConfig
-
-NEVER = 10**9
-
-
-class Ear:
-    """A recogniser that knows each clip by its length. ``patience`` clips later it dies; ``poison`` breaks it."""
-
-    def __init__(self, words: dict[int, str], patience: int = NEVER, poison: int = 0, language: str = "en") -> None:
-        self.words, self.patience, self.poison, self.language = words, patience, poison, language
-        self.heard: list[str] = []
-        self.calls: list[tuple[str | None, bool]] = []
-
-    def hear(self, clips, prompt=None, vad=False, words=False, languages=None) -> list[Hearing]:
-        self.calls.append((prompt, vad))
-        if any(len(wav) == self.poison for wav, _ in clips):
-            raise RuntimeError("the model broke")
-        if len(self.heard) + len(clips) > self.patience:
-            raise KeyboardInterrupt
-        return [self._hear(len(wav), len(wav) / rate) for wav, rate in clips]
-
-    def _hear(self, samples: int, seconds: float) -> Hearing:
-        text = self.words[samples]
-        self.heard.append(text)
-        if not text:
-            return Hearing(self.language)
-        parts = text.split()
-        times = np.linspace(0.0, seconds, len(parts) + 1)
-        words = [Word(w, a, b, 0.9) for w, a, b in zip(parts, times[:-1], times[1:], strict=True)]
-        said = Hypothesis(text, -0.1, 0.01, True, tuple(range(len(parts))))
-        return Hearing(self.language, 0.8, [Piece(0.0, seconds, said, tuple(words))])
-
-
-def made(ear: Any, _: Any) -> Any:
-    return ear
-
-
-def recording(name: str, path: Path, wav: np.ndarray, text: str | None, language: str = "en-us") -> dict[str, Any]:
-    save_wav(path, wav, RATE)
-    return {
-        "id": name,
-        "path": str(path),
-        "group": None,
-        "speaker": "s",
-        "text": text,
-        "language": language,
-        "split": "train",
-        "seconds": len(wav) / RATE,
-        "sample_rate": RATE,
-        "channels": 1,
-        "digest": f"{name} {text}",
-    }
-
-
-def corpus(folder: Path, texts: Sequence[str | None], language: str = "en-us") -> tuple[Path, list[str]]:
-    """A manifest whose recording i has 3200 + i samples."""
-    rows = [
-        recording(f"u{i:03d}", folder / f"u{i:03d}.wav", np.full(3200 + i, 0.1), text, language)
-        for i, text in enumerate(texts)
-    ]
-    return write_table(rows, MANIFEST, folder / "manifest.parquet"), [row["id"] for row in rows]
-
-
-def run(
-    folder: Path, manifest: Path, ear: Any, workers: int = 1, models: dict[str, Any] | None = None,
-    executor: ExecutorConfig | None = None, **changes: Any,
-) -> tuple[dict[str, Any], dict[str, Any], Any]:  # fmt: skip
-    rules = {"chars_per_second": (0.0, 1000.0)} | changes.pop("hallucinations", {})
-    config = TranscribeConfig.model_validate(
-        {"max_reject_rate": 0.9, "align": "off", "hallucinations": rules} | changes
-    )
-    figures = transcribe(
-        config,
-        manifest,
-        folder / "out",
-        folder / "work",
-        executor or ExecutorConfig(workers=workers),
-        Models(recogniser=partial(made, ear), **models or {}),
-        progress=False,
-    )
-    kept = {row["id"]: row for row in read_rows(folder / "out/transcripts.parquet", TRANSCRIPTS)}
-    rejects = {row["id"]: row for row in read_rows(folder / "out/rejects.parquet", REJECTS)}
-    assert figures["kept"] == len(kept) and sum(figures["rejected"].values()) == len(rejects)
-    return kept, rejects, figures
 
 
 def test_given_texts_are_checked_and_others_recognised(tmp_path: Path) -> None:
@@ -232,16 +146,6 @@ def test_an_id_is_never_that_of_another_recording(tmp_path: Path) -> None:
     assert kept["a-0001"]["recording"] == "a-0001" and kept["a-0001_"]["recording"] == "a"
 
 
-class Turns:
-    """Two people, the second from ``at`` seconds on."""
-
-    def __init__(self, at: float) -> None:
-        self.at = at
-
-    def __call__(self, wav: np.ndarray) -> list[tuple[float, float, str]]:
-        return [(0.0, self.at, "B"), (self.at, len(wav) / RATE, "A")]
-
-
 def test_utterances_are_cut_where_the_speaker_changes(tmp_path: Path) -> None:
     wav, truth = bursts(12, 4)
     at = (truth[5][2] + truth[6][1]) / 2
@@ -256,14 +160,6 @@ def test_utterances_are_cut_where_the_speaker_changes(tmp_path: Path) -> None:
     whole = {"diariser": lambda config, device: Turns(1000.0)}
     kept, _, _ = run(tmp_path / "again", manifest, BurstEar(truth), models=whole, diarise={"model": "x"})
     assert [(row["id"], row["speaker"]) for row in kept.values()] == [("r", "s-S0")]
-
-
-class Shifted:
-    """Says of all words that they are in the first half of what it is given."""
-
-    def align(self, wav: np.ndarray, words: Sequence[str]) -> list[Word]:
-        times = np.linspace(0.0, len(wav) / RATE / 2, len(words) + 1)
-        return [Word(w, a, b, 0.5) for w, a, b in zip(words, times[:-1], times[1:], strict=True)]
 
 
 def test_words_are_aligned_where_a_model_is_named_for_their_language(tmp_path: Path) -> None:
@@ -341,7 +237,7 @@ def test_two_workers_write_the_same_bytes(tmp_path: Path) -> None:
     ear = Ear({3200 + i: f"word number {'abcdefghijkl'[i]}" for i in range(12)})
     settings = {"shard_size": 4, "max_cer": 9.0}
     for workers in (1, 2):
-        run(tmp_path / str(workers), manifest, ear, workers=workers, **settings)
+        run(tmp_path / str(workers), manifest, ear, ExecutorConfig(workers=workers), **settings)
     assert digest_of(tmp_path / "1/out") == digest_of(tmp_path / "2/out")
 
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tests.corpus.test_transcribe import recording
 from tests.corpus.transcription.bursts import RATE
+from tests.corpus.transcription.stand_ins import recording
 from vall_e import audio
 from vall_e.corpus import demo
 from vall_e.corpus.schema import MANIFEST, TRANSCRIPTS, read_rows, write_table
