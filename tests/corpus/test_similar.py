@@ -195,7 +195,7 @@ def test_a_recording_that_kills_its_worker_has_no_neighbours_and_is_nobodys(corp
     assert "a2" in plain["a0"]["neighbours"]
     monkeypatch.setattr(features, "SHARD", 3)
     monkeypatch.setattr(features, "_listen", _listen_deadly)
-    figures, rows = corpus.run(2, top_k=1)
+    figures, rows = corpus.run(ExecutorConfig(workers=2), top_k=1)
     _alone_is_a2(corpus.folder, figures, rows, plain)
 
 
@@ -247,7 +247,7 @@ def test_codes_that_kill_a_worker_have_no_neighbours_and_are_nobodys(tmp_path, m
     _, plain = corpus.run(feature="codes", top_k=1)
     assert "a2" in plain["a0"]["neighbours"]
     monkeypatch.setattr(features, "_read", _read_deadly)
-    figures, rows = corpus.run(2, feature="codes", top_k=1)
+    figures, rows = corpus.run(ExecutorConfig(workers=2), feature="codes", top_k=1)
     _alone_is_a2(tmp_path, figures, rows, plain)
 
 
